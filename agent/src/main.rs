@@ -1,0 +1,2 @@
+//! Godwit agent.
+fn main() {}

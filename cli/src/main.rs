@@ -1,0 +1,2 @@
+//! Godwit client.
+fn main() {}

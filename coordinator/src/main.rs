@@ -1,0 +1,2 @@
+//! Godwit coordinator.
+fn main() {}

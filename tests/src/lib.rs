@@ -1,0 +1,2 @@
+//! The lab and the test suites.
+pub mod lab;
