@@ -1,0 +1,47 @@
+//! Why an agent could not do what it was asked.
+
+use serde::{Deserialize, Serialize};
+
+/// What the coordinator may do about an error. It decides by this, never by the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The host's own veto: what it has reserved leaves no room. Place again.
+    Refused,
+    /// What the request names is not there.
+    NotFound,
+    /// It contradicts what is there; doing it again will not help.
+    Conflict,
+    /// A daemon or a mount does not answer now. Worth another try.
+    Unavailable,
+    /// The pool is full.
+    NoSpace,
+    /// The request itself is wrong.
+    Invalid,
+    /// It was cancelled.
+    Cancelled,
+    /// Anything else.
+    Internal,
+}
+
+/// An agent's refusal or failure, as it travels.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct RequestError {
+    /// What may be done about it.
+    pub kind: ErrorKind,
+    /// For people: what failed and, where there is one, what to do.
+    pub message: String,
+}
+
+impl RequestError {
+    /// An error of `kind` that says `message`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// Whether the same request may succeed later with nothing else changed.
+    pub fn is_transient(&self) -> bool {
+        self.kind == ErrorKind::Unavailable
+    }
+}

@@ -1,0 +1,71 @@
+//! Networks as a host must build them: the wanted state of one VXLAN network on one host.
+
+use crate::id::{NetworkId, PortId};
+use crate::port::Mac;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// All that one host must know of one network. It is whole, not a delta: the host compares it with the kernel
+/// and changes only what differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkWanted {
+    /// Which.
+    pub network: NetworkId,
+    /// VXLAN network identifier, 1 to 16777215.
+    pub vni: u32,
+    /// MTU of the overlay in bytes.
+    pub mtu: u32,
+    /// UDP port of VXLAN.
+    pub udp_port: u16,
+    /// Counts up with each change; the host ignores an older one.
+    pub generation: u64,
+    /// Ports on this host.
+    pub ports: Vec<LocalPort>,
+    /// Ports on other hosts.
+    pub forwarding: Vec<Forwarding>,
+    /// VTEPs of the other hosts that have a port here: where broadcast goes.
+    pub flood: Vec<IpAddr>,
+}
+
+/// A port on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalPort {
+    /// Which.
+    pub port: PortId,
+    /// Its address.
+    pub mac: Mac,
+    /// Its IP addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A port on another host, and where that is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Forwarding {
+    /// The port's address.
+    pub mac: Mac,
+    /// Its IP addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The other host's VTEP.
+    pub vtep: IpAddr,
+}
+
+/// What a host has programmed for a network, read back from the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkReported {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Forwarding entries of the VXLAN device.
+    pub forwarding: Vec<(Mac, IpAddr)>,
+    /// Destinations of broadcast.
+    pub flood: Vec<IpAddr>,
+}
+
+/// Name of the network's bridge on a host.
+pub fn bridge_name(vni: u32) -> String {
+    format!("gwb{vni}")
+}
+
+/// Name of the network's VXLAN device on a host.
+pub fn vxlan_name(vni: u32) -> String {
+    format!("gwv{vni}")
+}

@@ -1,0 +1,226 @@
+//! The closed set of what a coordinator may ask of an agent, and of what an agent says by itself.
+
+use crate::error::RequestError;
+use crate::host::Inventory;
+use crate::id::{HostId, InstanceId, MigrationId, NetworkId};
+use crate::image::{DiskFormat, ImageSource};
+use crate::instance::{InstanceReport, InstanceSpec, InstanceState};
+use crate::migration::{MigrationOutcome, MigrationSource, MigrationTarget, TargetReady};
+use crate::network::{NetworkReported, NetworkWanted};
+use crate::operation::Progress;
+use crate::reservation::Reservation;
+use serde::{Deserialize, Serialize};
+
+/// First message on the channel, from the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Versions of the channel that the agent speaks.
+    pub versions: Vec<u32>,
+    /// Who; the certificate must say the same.
+    pub host: HostId,
+}
+
+/// The coordinator's answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Welcome {
+    /// Go on.
+    Accepted {
+        /// The version chosen.
+        version: u32,
+        /// Time between heartbeats, in milliseconds.
+        heartbeat_ms: u64,
+    },
+    /// Not this agent, or not this version.
+    Rejected {
+        /// Why, for the agent's log.
+        reason: String,
+    },
+}
+
+/// A host's whole report. Only the agent raises the generation; older ones are ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Who.
+    pub host: HostId,
+    /// Counts up with each report, over restarts.
+    pub generation: u64,
+    /// What the host is.
+    pub inventory: Inventory,
+    /// What runs there.
+    pub instances: Vec<InstanceReport>,
+    /// What is held there.
+    pub reservations: Vec<Reservation>,
+    /// What the overlay looks like there.
+    pub networks: Vec<NetworkReported>,
+}
+
+/// Make `<pool>/instances/<instance>/disk` from an image. Repeating it when the disk is there is a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRequest {
+    /// Whose disk.
+    pub instance: InstanceId,
+    /// From what.
+    pub image: ImageSource,
+    /// Size that the guest sees, in bytes; at least the image's virtual size.
+    pub size_bytes: u64,
+}
+
+/// Everything an agent can be asked. Each may be repeated: the second time changes nothing and answers the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentRequest {
+    /// Send a full report now.
+    Report,
+    /// Hold exactly this for an instance, or refuse.
+    Reserve(Reservation),
+    /// Let go of what an instance holds.
+    Release(InstanceId),
+    /// Make an instance's disk.
+    CreateDisk(DiskRequest),
+    /// Remove an instance's folder on the pool: disk, config drive, console log.
+    DeleteDisk(InstanceId),
+    /// Bring a network on this host to the wanted state.
+    EnsureNetwork(NetworkWanted),
+    /// Take a network off this host.
+    RemoveNetwork {
+        /// Which.
+        network: NetworkId,
+        /// Its number.
+        vni: u32,
+        /// Ordered with [`NetworkWanted::generation`].
+        generation: u64,
+    },
+    /// Write the config drive and define the domain; a defined one is redefined.
+    DefineInstance(Box<InstanceSpec>),
+    /// Start it; running already is a success.
+    StartInstance(InstanceId),
+    /// Stop it; stopped already is a success.
+    StopInstance {
+        /// Which.
+        instance: InstanceId,
+        /// How long the guest may take to shut down by itself, in milliseconds; then it is switched off.
+        grace_ms: u64,
+    },
+    /// Restart it.
+    RebootInstance {
+        /// Which.
+        instance: InstanceId,
+        /// By the reset button; else by asking the guest, then by the button after a minute.
+        hard: bool,
+    },
+    /// Hold or release the vCPUs.
+    PauseInstance {
+        /// Which.
+        instance: InstanceId,
+        /// Hold, or release.
+        paused: bool,
+    },
+    /// Switch it off and forget the domain; not being there is a success.
+    RemoveInstance(InstanceId),
+    /// The last lines of the serial console.
+    Console {
+        /// Which.
+        instance: InstanceId,
+        /// How many lines; none: all that is kept, at most 1 MiB.
+        lines: Option<u32>,
+    },
+    /// On the target: get ready.
+    PrepareMigration(Box<MigrationTarget>),
+    /// On the source: send; answers when the instance runs on the target.
+    Migrate(Box<MigrationSource>),
+    /// On the source: stop a migration that runs.
+    CancelMigration(MigrationId),
+    /// On either end: tear down what [`AgentRequest::PrepareMigration`] or [`AgentRequest::Migrate`] set up.
+    DiscardMigration {
+        /// Which migration.
+        migration: MigrationId,
+        /// Which instance.
+        instance: InstanceId,
+    },
+    /// What is the domain's state here?
+    InstanceState(InstanceId),
+}
+
+impl AgentRequest {
+    /// Its name in logs, metrics and crash points.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Reserve(_) => "reserve",
+            Self::Release(_) => "release",
+            Self::CreateDisk(_) => "create_disk",
+            Self::DeleteDisk(_) => "delete_disk",
+            Self::EnsureNetwork(_) => "ensure_network",
+            Self::RemoveNetwork { .. } => "remove_network",
+            Self::DefineInstance(_) => "define_instance",
+            Self::StartInstance(_) => "start_instance",
+            Self::StopInstance { .. } => "stop_instance",
+            Self::RebootInstance { .. } => "reboot_instance",
+            Self::PauseInstance { .. } => "pause_instance",
+            Self::RemoveInstance(_) => "remove_instance",
+            Self::Console { .. } => "console",
+            Self::PrepareMigration(_) => "prepare_migration",
+            Self::Migrate(_) => "migrate",
+            Self::CancelMigration(_) => "cancel_migration",
+            Self::DiscardMigration { .. } => "discard_migration",
+            Self::InstanceState(_) => "instance_state",
+        }
+    }
+}
+
+/// What a request answers when it went well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentReply {
+    /// Done; there is nothing to say.
+    Done,
+    /// To [`AgentRequest::Report`].
+    Report(Box<HostReport>),
+    /// To [`AgentRequest::CreateDisk`].
+    Disk {
+        /// Format of the disk that was made.
+        format: DiskFormat,
+    },
+    /// To [`AgentRequest::Console`]; bytes that are no UTF-8 are replaced.
+    Console(String),
+    /// To [`AgentRequest::PrepareMigration`].
+    TargetReady(Box<TargetReady>),
+    /// To [`AgentRequest::Migrate`].
+    Migrated(MigrationOutcome),
+    /// To [`AgentRequest::InstanceState`]; none: no such domain here.
+    State(Option<InstanceState>),
+}
+
+/// One frame of an agent's answer: progress any number of times, then the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentMessage {
+    /// It goes on.
+    Progress(Progress),
+    /// The end.
+    Finished(Result<AgentReply, RequestError>),
+}
+
+/// Body of `POST /operator/v1/join`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The one-time token.
+    pub token: String,
+    /// Certificate signing request, PEM. The coordinator takes only its public key.
+    pub csr: String,
+    /// The host's name, for people.
+    pub hostname: String,
+}
+
+/// Answer to [`JoinRequest`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinReply {
+    /// The host's id from now on.
+    pub host: HostId,
+    /// Its certificate, PEM. Subject alternative name: `<id>.host.godwit`.
+    pub certificate: String,
+    /// The CA's certificate, PEM.
+    pub ca: String,
+    /// Where the agent's channel is, `ADDR:PORT`.
+    pub agents_address: String,
+}
