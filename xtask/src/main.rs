@@ -1,2 +1,48 @@
-//! Project commands.
-fn main() {}
+//! Godwit's project commands: `cargo xtask setup | demo | test | tidy | bench | oracle`.
+//!
+//! This crate imports none of Godwit's own crates but the lab's library, so that it builds on a machine
+//! where `setup` has not yet installed what the daemons need.
+#![forbid(unsafe_code)]
+
+mod command;
+mod setup;
+mod tidy;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Godwit's project commands", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building, the demo and the tests need
+    Setup(setup::Arguments),
+    /// Check crate arrows, module docs, file length and forbidden words
+    Tidy(tidy::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
+        Task::Setup(arguments) => setup::run(&arguments).map_err(Into::into),
+        Task::Tidy(arguments) => tidy::run(&arguments).map_err(Into::into),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(inner) = cause {
+                eprintln!("  because {inner}");
+                cause = inner.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
