@@ -18,6 +18,9 @@ pub struct Reservation {
     pub cells: Vec<ReservedCell>,
     /// CPUs for the emulator's threads, when it has its own.
     pub emulator_cpus: Vec<u32>,
+    /// CPUs that nothing may run on, because a sibling is pinned to a vCPU that wants its core alone.
+    #[serde(default)]
+    pub idle_cpus: Vec<u32>,
 }
 
 /// What one guest cell holds of one host cell.
@@ -40,6 +43,7 @@ pub struct ReservedCell {
 impl Reservation {
     /// All host CPUs that this reservation has for itself.
     pub fn pinned_cpus(&self) -> impl Iterator<Item = u32> + '_ {
-        self.cells.iter().flat_map(|c| c.pinning.values().copied()).chain(self.emulator_cpus.iter().copied())
+        let pins = self.cells.iter().flat_map(|cell| cell.pinning.values());
+        pins.chain(&self.emulator_cpus).chain(&self.idle_cpus).copied()
     }
 }
