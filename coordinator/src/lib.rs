@@ -1,1 +1,23 @@
-//! Godwit coordinator.
+//! Godwit's coordinator: knows what is wanted, places it, drives it. The core is plain state and pure
+//! functions; effects (store, agents, API) are at its rim.
+#![forbid(unsafe_code)]
+
+pub mod agents;
+pub mod api;
+pub mod app;
+pub mod ca;
+pub mod config;
+pub mod crash;
+pub mod error;
+pub mod fleet;
+pub mod images;
+pub mod init;
+pub mod l2;
+pub mod ledger;
+pub mod liveness;
+pub mod metrics;
+pub mod operations;
+pub mod placement;
+pub mod reconcile;
+pub mod store;
+pub mod tokens;

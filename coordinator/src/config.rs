@@ -1,0 +1,170 @@
+//! coordinator.toml.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The coordinator's settings; `init` writes them, people change them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How users reach the API, `https://ADDR:8774`; the catalog and all links start with it.
+    pub url: String,
+    /// Where the API listens with TLS.
+    pub listen: SocketAddr,
+    /// Where the API also listens without TLS: `127.0.0.1:PORT` or `unix:/path`. Nothing else is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain_listen: Option<String>,
+    /// Where agents connect (UDP).
+    pub agents_listen: SocketAddr,
+    /// Where `/metrics` is served: `127.0.0.1:PORT` or `unix:/path`.
+    #[serde(default = "default_metrics")]
+    pub metrics_listen: String,
+    /// The shared folder with `images/` and `instances/`; the same path on all hosts.
+    pub pool: PathBuf,
+    /// Numbers for VXLAN networks, both ends included: `1001:2000`.
+    #[serde(default = "default_vni_range")]
+    pub vni_range: String,
+    /// VXLAN's UDP port.
+    #[serde(default = "default_vxlan_port")]
+    pub vxlan_port: u16,
+    /// How much more may be promised than there is.
+    #[serde(default)]
+    pub overcommit: Overcommit,
+    /// Time between an agent's heartbeats, in milliseconds.
+    #[serde(default = "default_heartbeat_ms")]
+    pub heartbeat_ms: u64,
+    /// Life of a user's token, in seconds.
+    #[serde(default = "default_token_seconds")]
+    pub token_seconds: u64,
+    /// Longest pause of a guest at the end of a live migration, in milliseconds.
+    #[serde(default = "default_downtime_ms")]
+    pub max_downtime_ms: u64,
+}
+
+/// Ratios of promised to real.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overcommit {
+    /// vCPUs to shared CPUs.
+    pub cpu: f64,
+    /// Guest memory to memory.
+    pub memory: f64,
+}
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Self { cpu: 16.0, memory: 1.0 }
+    }
+}
+
+fn default_metrics() -> String {
+    "127.0.0.1:9178".into()
+}
+fn default_vni_range() -> String {
+    "1001:2000".into()
+}
+fn default_vxlan_port() -> u16 {
+    4789
+}
+fn default_heartbeat_ms() -> u64 {
+    1000
+}
+fn default_token_seconds() -> u64 {
+    3600
+}
+fn default_downtime_ms() -> u64 {
+    500
+}
+
+/// What is wrong with coordinator.toml.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It is not there or may not be read.
+    #[error("{path} cannot be read; run `godwit-coordinator init` first")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It does not parse.
+    #[error("{path} does not read")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A value is wrong.
+    #[error("coordinator.toml: {key} = {value:?}: {rule}")]
+    Value {
+        /// Which.
+        key: &'static str,
+        /// As it stands there.
+        value: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads and checks `DIR/coordinator.toml`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(dir: &Path) -> Result<Self, ConfigError> {
+        let path = dir.join("coordinator.toml");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let config: Self =
+            toml::from_str(&text).map_err(|source| ConfigError::Parse { path, source: Box::new(source) })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The numbers that networks get.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn vnis(&self) -> Result<std::ops::RangeInclusive<u32>, ConfigError> {
+        let bad = || ConfigError::Value {
+            key: "vni_range",
+            value: self.vni_range.clone(),
+            rule: "two numbers from 1 to 16777215 with a colon, the smaller first",
+        };
+        let (first, last) = self.vni_range.split_once(':').ok_or_else(bad)?;
+        let range = first.trim().parse().map_err(|_| bad())?..=last.trim().parse().map_err(|_| bad())?;
+        if *range.start() == 0 || *range.end() > 0xff_ffff || range.is_empty() { Err(bad()) } else { Ok(range) }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        self.vnis()?;
+        let value = |key, value: String, rule| Err(ConfigError::Value { key, value, rule });
+        if !self.url.starts_with("https://") && !self.url.starts_with("http://") {
+            return value("url", self.url.clone(), "starts with https:// (or http:// behind a proxy of your own)");
+        }
+        if !self.pool.is_absolute() {
+            return value("pool", self.pool.display().to_string(), "an absolute path, the same on all hosts");
+        }
+        let Overcommit { cpu, memory } = self.overcommit;
+        if !(cpu >= 1.0 && cpu <= 1000.0 && memory >= 1.0 && memory <= 1000.0) {
+            return value("overcommit", format!("{cpu}, {memory}"), "ratios from 1.0 to 1000.0");
+        }
+        if !(100..=60_000).contains(&self.heartbeat_ms) {
+            return value("heartbeat_ms", self.heartbeat_ms.to_string(), "from 100 to 60000 milliseconds");
+        }
+        if !(60..=604_800).contains(&self.token_seconds) {
+            return value("token_seconds", self.token_seconds.to_string(), "from 60 to 604800 seconds");
+        }
+        if let Some(plain) = &self.plain_listen {
+            let loopback = plain.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_loopback());
+            if !loopback && !plain.starts_with("unix:/") {
+                return value("plain_listen", plain.clone(), "without TLS only 127.0.0.1:PORT, [::1]:PORT or unix:/path");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+//! Hosts and the tokens they join with.
+
+use super::Time;
+use godwit_protocol::host::Inventory;
+use godwit_protocol::id::HostId;
+use godwit_protocol::request::HostReport;
+use serde::{Deserialize, Serialize};
+
+/// A machine with an agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Host {
+    /// Its id.
+    pub id: HostId,
+    /// A small number for old clients.
+    pub number: u64,
+    /// Unique.
+    pub name: String,
+    /// New instances may be placed there.
+    pub enabled: bool,
+    /// Why not.
+    pub disabled_reason: Option<String>,
+    /// What it is, as it said last.
+    pub inventory: Option<Inventory>,
+    /// When it joined.
+    pub joined_at: Time,
+    /// Digest of the public key in its certificate, hexadecimal SHA-256: a replaced certificate is refused.
+    pub key_digest: String,
+}
+
+/// What a host said last. Not durable.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The newest report.
+    pub report: Option<HostReport>,
+    /// When the newest sign of life came.
+    pub seen_at: Time,
+    /// Whether its channel is open.
+    pub connected: bool,
+}
+
+/// A one-time token to join with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// SHA-256 of the token, hexadecimal; the token itself is kept nowhere.
+    pub hash: String,
+    /// After this it is worth nothing.
+    pub expires_at: Time,
+    /// Who used it.
+    pub used_by: Option<HostId>,
+}
