@@ -1,1 +1,3 @@
 //! Godwit agent.
+
+pub mod telemetry;

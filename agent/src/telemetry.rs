@@ -1,0 +1,79 @@
+//! What the data plane does, counted in the kernel: loads the eBPF programs, keeps them attached, and reads their
+//! maps when somebody asks. The scrape is the clock; nothing here polls.
+//!
+//! Maps and attachments are pinned under `<bpffs>/godwit`. They outlive the agent, and the next agent adopts them:
+//! counters go on, and the programs are exchanged without a packet in between.
+
+mod pins;
+pub mod vxlan;
+
+use aya::programs::ProgramError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why telemetry is not there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TelemetryError {
+    /// There is no BPF file system where one is expected.
+    #[error("{path} is no BPF file system: mount one with `mount -t bpf bpf {path}`")]
+    NoBpffs {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A pinned file or its folder cannot be made, read or removed.
+    #[error("cannot use {path}")]
+    Pin {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The link to watch is not there.
+    #[error(
+        "there is no link {link}: set `underlay_link` in agent.toml to the link that VXLAN packets leave by"
+    )]
+    NoLink {
+        /// Its name.
+        link: String,
+    },
+    /// The kernel refuses the object, its maps or its types.
+    #[error("the kernel does not take the object of the eBPF programs")]
+    Object(#[source] Box<aya::EbpfError>),
+    /// The kernel refuses a program, or what is to be done with it.
+    #[error(
+        "the eBPF program {program} cannot be {action}; it needs Linux 6.6 or newer and the right to use BPF"
+    )]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Loaded, attached, …
+        action: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// The attachment of a program cannot be taken over or pinned.
+    #[error("the attachment of the eBPF program {program} cannot be {action}")]
+    Attachment {
+        /// The program's name.
+        program: &'static str,
+        /// Adopted, pinned, …
+        action: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A map cannot be read.
+    #[error("the eBPF map {map} cannot be read")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        source: Box<aya::maps::MapError>,
+    },
+    /// The object lacks a map or program that this agent was built for.
+    #[error("the eBPF object has no {name}: it was built from other sources than the agent")]
+    Incomplete {
+        /// Which.
+        name: &'static str,
+    },
+}
