@@ -1,11 +1,14 @@
 //! All parts of a running coordinator, as API handlers and operations get them.
 
 use crate::agents::Agents;
+use crate::ca::Ca;
 use crate::config::Config;
 use crate::images::Images;
+use crate::l2;
 use crate::ledger::Ledger;
-use crate::operations::Operations;
+use crate::operations::{self, Operations};
 use crate::tokens::Tokens;
+use godwit_protocol::id::NetworkId;
 use std::sync::Arc;
 
 /// The running coordinator.
@@ -18,13 +21,28 @@ pub struct App {
     pub agents: Agents,
     /// What is being done.
     pub operations: Operations,
+    /// Networks whose hosts are to be told.
+    pub l2: l2::Queue,
     /// The images' bytes on the pool.
     pub images: Images,
     /// Users' tokens.
     pub tokens: Tokens,
     /// Certificates for joining hosts.
-    pub ca: crate::ca::Ca,
+    pub ca: Ca,
 }
 
 /// How everybody holds it.
 pub type Shared = Arc<App>;
+
+impl App {
+    /// That hosts must be told about a network.
+    pub fn l2_changed(&self, network: NetworkId) {
+        self.l2.push(network);
+    }
+}
+
+/// Starts what runs by itself: forwarding, and the operations that an earlier life left unfinished.
+pub fn start(app: &Shared) {
+    tokio::spawn(l2::run(app.clone()));
+    operations::resume(app);
+}

@@ -36,6 +36,15 @@ pub struct Observed {
     pub seen_at: Time,
     /// Whether its channel is open.
     pub connected: bool,
+    /// When it was last sent what made it differ from what is wanted.
+    pub repaired_at: Option<Time>,
+}
+
+impl Observed {
+    /// A host that was just heard of.
+    pub fn at(now: Time) -> Self {
+        Self { report: None, seen_at: now, connected: false, repaired_at: None }
+    }
 }
 
 /// A one-time token to join with.

@@ -1,0 +1,212 @@
+//! The QUIC server: one connection a host. Takes heartbeats and reports in, carries requests out.
+
+use crate::app::{App, Shared};
+use crate::ledger::now;
+use crate::reconcile;
+use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::host::Heartbeat;
+use godwit_protocol::id::HostId;
+use godwit_protocol::operation::Progress;
+use godwit_protocol::quic::{self, ChannelError, Identity};
+use godwit_protocol::request::{AgentMessage, AgentReply, AgentRequest, Hello, HostReport, Welcome};
+use godwit_protocol::{VERSION, frame};
+use quinn::{Connection, Endpoint};
+use rustls_pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// A hello must come this fast.
+const HELLO: Duration = Duration::from_secs(5);
+
+/// Without a frame of an answer for this long, a request counts as unanswered. Agents send progress on long ones.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// Channels to the hosts.
+#[derive(Default)]
+pub struct Agents {
+    connections: Mutex<HashMap<HostId, Connection>>,
+}
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The certificates.
+    #[error("the agents' channel cannot use its certificate")]
+    Identity(#[from] ChannelError),
+    /// The address.
+    #[error("cannot listen for agents on {address} (UDP)")]
+    Listen {
+        /// From coordinator.toml's `agents_listen`.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Agents {
+    /// Asks a host for something.
+    ///
+    /// # Errors
+    /// What the agent says, or [`ErrorKind::Unavailable`] when it is not connected or goes away meanwhile.
+    pub async fn call(&self, host: HostId, request: AgentRequest) -> Result<AgentReply, RequestError> {
+        self.call_with(host, request, |_| {}).await
+    }
+
+    /// Like [`Self::call`], with the progress that the agent tells.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_with(
+        &self,
+        host: HostId,
+        request: AgentRequest,
+        mut on_progress: impl FnMut(Progress),
+    ) -> Result<AgentReply, RequestError> {
+        let connection = self.connections().get(&host).cloned();
+        let connection = connection.ok_or_else(|| unavailable("its agent is not connected"))?;
+        let (mut send, mut receive) = connection.open_bi().await.map_err(|_| unavailable("its agent went away"))?;
+        quic::send(&mut send, &request).await.map_err(|_| unavailable("its agent went away"))?;
+        let _ = send.finish();
+        loop {
+            match timeout(SILENCE, quic::receive(&mut receive)).await {
+                Ok(Ok(AgentMessage::Progress(progress))) => on_progress(progress),
+                Ok(Ok(AgentMessage::Finished(result))) => return result,
+                Ok(Err(ChannelError::Frame(error))) => {
+                    return Err(RequestError::new(ErrorKind::Internal, format!("its agent's answer: {error}")));
+                }
+                Ok(Err(_)) => return Err(unavailable("its agent went away before it answered")),
+                Err(_) => return Err(unavailable("its agent has said nothing for two minutes")),
+            }
+        }
+    }
+
+    /// Whether a host's channel is open.
+    pub fn is_connected(&self, host: HostId) -> bool {
+        self.connections().contains_key(&host)
+    }
+
+    /// How many channels are open.
+    pub fn connected(&self) -> usize {
+        self.connections().len()
+    }
+
+    /// Closes a host's channel, for good when its record is gone.
+    pub fn disconnect(&self, host: HostId) {
+        if let Some(connection) = self.connections().remove(&host) {
+            connection.close(2_u32.into(), b"removed");
+        }
+    }
+
+    fn connections(&self) -> std::sync::MutexGuard<'_, HashMap<HostId, Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unavailable(message: &str) -> RequestError {
+    RequestError::new(ErrorKind::Unavailable, message)
+}
+
+/// Serves agents until the process ends.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn serve(app: &Shared, identity: &Identity) -> Result<(), ServeError> {
+    let address = app.config.agents_listen;
+    let endpoint = Endpoint::server(identity.quic_server()?, address)
+        .map_err(|source| ServeError::Listen { address, source })?;
+    let app = app.clone();
+    tokio::spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            let app = app.clone();
+            tokio::spawn(async move {
+                let Ok(connection) = incoming.await else { return };
+                let peer = connection.remote_address();
+                if let Err(error) = converse(&app, connection).await {
+                    tracing::info!(%peer, %error, "an agent's channel ended");
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// A connection's life: hello, then signs of life and reports until it breaks.
+async fn converse(app: &Shared, connection: Connection) -> Result<(), ChannelError> {
+    let (mut send, mut receive) = connection.accept_bi().await?;
+    let Ok(hello) = timeout(HELLO, quic::receive::<Hello>(&mut receive)).await else {
+        connection.close(1_u32.into(), b"no hello");
+        return Ok(());
+    };
+    let hello = hello?;
+    let host = hello.host;
+    if let Err(reason) = admit(app, &hello, &connection) {
+        tracing::warn!(%host, reason, "an agent is rejected");
+        quic::send(&mut send, &Welcome::Rejected { reason: reason.into() }).await?;
+        let _ = send.finish();
+        let _ = timeout(HELLO, send.stopped()).await;
+        connection.close(1_u32.into(), reason.as_bytes());
+        return Ok(());
+    }
+    quic::send(&mut send, &Welcome::Accepted { version: VERSION, heartbeat_ms: app.config.heartbeat_ms }).await?;
+    let _ = send.finish();
+    let id = connection.stable_id();
+    if let Some(old) = app.agents.connections().insert(host, connection.clone()) {
+        old.close(0_u32.into(), b"replaced by a newer connection");
+    }
+    reconcile::seen(app, host, true);
+    tracing::info!(%host, "an agent is connected");
+    let result = listen(app, host, &connection).await;
+    let mut connections = app.agents.connections();
+    if connections.get(&host).is_some_and(|c| c.stable_id() == id) {
+        connections.remove(&host);
+        drop(connections);
+        reconcile::gone(app, host);
+    }
+    result
+}
+
+/// The certificate must be the host's own, and the host must be known and speak our version.
+fn admit(app: &App, hello: &Hello, connection: &Connection) -> Result<(), &'static str> {
+    let identity = connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let leaf = identity.as_ref().and_then(|chain| chain.first()).ok_or("it shows no certificate")?;
+    let digest = key_digest(leaf).ok_or("its certificate does not read")?;
+    let known = app.ledger.read(|fleet| fleet.hosts.get(&hello.host).map(|h| h.key_digest.clone()));
+    let known = known.ok_or("no such host: it was removed, or never joined; join it with a new token")?;
+    if known != digest {
+        return Err("its certificate belongs to another host");
+    }
+    if !hello.versions.contains(&VERSION) {
+        return Err("it speaks no version of the channel that this coordinator knows");
+    }
+    Ok(())
+}
+
+/// SHA-256 of a certificate's public key, hexadecimal.
+pub fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(hex::encode(Sha256::digest(parsed.public_key().raw)))
+}
+
+async fn listen(app: &Shared, host: HostId, connection: &Connection) -> Result<(), ChannelError> {
+    loop {
+        tokio::select! {
+            datagram = connection.read_datagram() => {
+                if let Ok(beat) = frame::decode::<Heartbeat>(&datagram?) && beat.host == host {
+                    reconcile::heartbeat(app, &beat);
+                }
+            }
+            stream = connection.accept_uni() => {
+                let mut stream = stream?;
+                let report: HostReport = quic::receive(&mut stream).await?;
+                if report.host == host {
+                    reconcile::report(app, report).await;
+                }
+            }
+        }
+    }
+}

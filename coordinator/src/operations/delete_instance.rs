@@ -1,0 +1,123 @@
+//! Delete an instance: domain, disk, ports, reservation, record. It only goes forward; while its host is silent
+//! it waits, and a host that is removed from the fleet has nothing left to clean.
+
+use super::{Context, StepError, journal, spawn};
+use crate::app::Shared;
+use crate::error::Error;
+use crate::fleet::instance::{Instance, Task};
+use crate::fleet::network::Port;
+use crate::fleet::operation::{Operation, Verb};
+use crate::fleet::{Change, Fleet};
+use crate::l2;
+use crate::ledger::now;
+use crate::store::StoreError;
+use godwit_protocol::id::{InstanceId, NetworkId};
+use godwit_protocol::request::AgentRequest;
+use std::collections::BTreeSet;
+
+/// In order.
+pub(super) const STEPS: &[&str] = &["domain", "disk", "ports", "reservation"];
+
+/// Accepts a deletion, at any time in an instance's life. What runs on it is stopped and undone first.
+///
+/// # Errors
+/// When there is no such instance.
+pub async fn request(app: &Shared, id: InstanceId) -> Result<(), Error> {
+    let (operation, stopped) = app
+        .ledger
+        .change(|fleet| {
+            let instance = fleet.instances.get(&id).ok_or_else(|| Error::not_found("Instance", id))?;
+            let deleting =
+                Instance { delete_wanted: true, task: Some(Task::Deleting), updated_at: now(), ..instance.clone() };
+            let running = fleet.running_operation(id).cloned();
+            let (operation, stopped) = match running {
+                Some(running) if running.verb == Verb::DeleteInstance => return Ok((vec![], (None, None))),
+                Some(running) => (Operation { cancel: true, ..running.clone() }, Some(running.verb)),
+                None => (journal(Verb::DeleteInstance, id), None),
+            };
+            let start = stopped.is_none().then_some(operation.id);
+            Ok::<_, Error>((vec![deleting.into(), operation.into()], (start, stopped)))
+        })
+        .await?;
+    if let Some(operation) = operation {
+        spawn(app, operation);
+    }
+    if let Some(Verb::LiveMigrate { migration }) = stopped {
+        super::live_migrate::interrupt(app, migration);
+    }
+    Ok(())
+}
+
+/// Starts the deletion that waited for another operation to end.
+pub(super) async fn after_other_operation(app: &Shared, id: InstanceId) {
+    let started = app
+        .ledger
+        .change(|fleet| {
+            let owed = fleet.instances.get(&id).is_some_and(|i| i.delete_wanted);
+            if !owed || fleet.running_operation(id).is_some() {
+                return Ok::<_, StoreError>((vec![], None));
+            }
+            let operation = journal(Verb::DeleteInstance, id);
+            Ok((vec![operation.clone().into()], Some(operation.id)))
+        })
+        .await;
+    if let Ok(Some(operation)) = started {
+        spawn(app, operation);
+    }
+}
+
+/// One step, by its place in [`STEPS`].
+pub(super) async fn run(context: &Context, step: usize) -> Result<(), StepError> {
+    let instance = context.instance()?;
+    let host = instance.host.filter(|h| context.app.ledger.read(|fleet| fleet.hosts.contains_key(h)));
+    match (STEPS[step], host) {
+        ("domain", Some(host)) => context.insist(host, AgentRequest::RemoveInstance(instance.id)).await,
+        ("disk", Some(host)) => context.insist(host, AgentRequest::DeleteDisk(instance.id)).await,
+        ("ports", _) => release_ports(context).await,
+        ("reservation", Some(host)) => context.insist(host, AgentRequest::Release(instance.id)).await,
+        _ => Ok(()),
+    }
+}
+
+/// Ports that were made for the instance go, the user's own are set free, and the hosts are told.
+pub(super) async fn release_ports(context: &Context) -> Result<(), StepError> {
+    let networks: BTreeSet<NetworkId> = context
+        .change(|fleet| {
+            let ports = fleet.ports_of(context.instance);
+            let networks: BTreeSet<NetworkId> = ports.iter().map(|p| p.network).collect();
+            let mut changes: Vec<Change> = ports.into_iter().map(set_free).collect();
+            changes.extend(networks.iter().filter_map(|n| l2::touched(fleet, *n)));
+            Ok((changes, networks))
+        })
+        .await?;
+    if let Some(host) = context.instance()?.host {
+        for network in &networks {
+            // A host that is away is told when it comes back.
+            let _ = l2::ensure(&context.app, host, *network).await;
+        }
+    }
+    networks.into_iter().for_each(|network| context.app.l2_changed(network));
+    Ok(())
+}
+
+fn set_free(port: &Port) -> Change {
+    if port.owned_by_instance {
+        return Change::gone(port);
+    }
+    Port {
+        instance: None,
+        device_id: String::new(),
+        device_owner: String::new(),
+        host: None,
+        target_host: None,
+        revision: port.revision + 1,
+        updated_at: now(),
+        ..port.clone()
+    }
+    .into()
+}
+
+/// The record goes, and what is told of its migrations stays.
+pub(super) fn finish(fleet: &Fleet, operation: &Operation, _: Option<&StepError>) -> Vec<Change> {
+    fleet.instances.get(&operation.instance).map(Change::gone).into_iter().collect()
+}

@@ -1,0 +1,178 @@
+//! What a step has at hand, and how it fails.
+
+use crate::app::Shared;
+use crate::error::Error;
+use crate::fleet::instance::{Instance, Task};
+use crate::fleet::operation::{Operation, Verb};
+use crate::fleet::{Change, Fleet};
+use crate::ledger::now;
+use crate::placement::Refusal;
+use crate::store::StoreError;
+use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::id::{HostId, InstanceId, OperationId};
+use godwit_protocol::request::{AgentReply, AgentRequest};
+use std::time::{Duration, Instant};
+
+/// How long a step waits for a host that does not answer, before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Why a step did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The user stopped it.
+    #[error("It was cancelled.")]
+    Cancelled,
+    /// No host takes it.
+    #[error("{0}")]
+    NoPlace(#[from] Refusal),
+    /// A host said no, or did not answer for a minute.
+    #[error("Host {host}: {error}")]
+    Host {
+        /// Its name.
+        host: String,
+        /// What it said.
+        #[source]
+        error: RequestError,
+    },
+    /// What the user asked for cannot be.
+    #[error("{0}")]
+    Request(#[from] Error),
+    /// The store.
+    #[error("the state database failed")]
+    Store(#[from] StoreError),
+    /// As an earlier life of the process journaled it.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A running operation, to its steps.
+pub struct Context {
+    /// The coordinator.
+    pub app: Shared,
+    /// The operation.
+    pub operation: OperationId,
+    /// What it does.
+    pub verb: Verb,
+    /// To what.
+    pub instance: InstanceId,
+}
+
+impl Context {
+    /// For an operation as it is in the journal.
+    pub fn new(app: &Shared, operation: &Operation) -> Self {
+        Self { app: app.clone(), operation: operation.id, verb: operation.verb, instance: operation.instance }
+    }
+
+    /// Whether the user wants it stopped.
+    pub fn is_cancelled(&self) -> bool {
+        self.app.ledger.read(|fleet| fleet.operations.get(&self.operation).is_some_and(|o| o.cancel))
+    }
+
+    /// Between two tries of something that must be.
+    pub async fn pause(&self) {
+        tokio::time::sleep(PAUSE).await;
+    }
+
+    /// The instance as it is.
+    ///
+    /// # Errors
+    /// When its record is gone.
+    pub fn instance(&self) -> Result<Instance, StepError> {
+        let instance = self.app.ledger.read(|fleet| fleet.instances.get(&self.instance).cloned());
+        instance.ok_or_else(|| Error::not_found("Instance", self.instance).into())
+    }
+
+    /// Changes the instance's record.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn update(&self, change: impl FnOnce(&mut Instance)) -> Result<(), StepError> {
+        self.change(|fleet| {
+            let mut instance = self.in_fleet(fleet)?.clone();
+            change(&mut instance);
+            instance.updated_at = now();
+            Ok((vec![instance.into()], ()))
+        })
+        .await
+    }
+
+    /// Changes the fleet durably.
+    ///
+    /// # Errors
+    /// What `decide` says, or the store.
+    pub async fn change<T>(
+        &self,
+        decide: impl FnOnce(&Fleet) -> Result<(Vec<Change>, T), StepError>,
+    ) -> Result<T, StepError> {
+        self.app.ledger.change(decide).await
+    }
+
+    /// Shows what is being done with the instance.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn show(&self, task: Task) -> Result<(), StepError> {
+        self.update(|instance| instance.task = Some(task)).await
+    }
+
+    /// The instance in a fleet.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn in_fleet<'a>(&self, fleet: &'a Fleet) -> Result<&'a Instance, StepError> {
+        Ok(fleet.instances.get(&self.instance).ok_or_else(|| Error::not_found("Instance", self.instance))?)
+    }
+
+    /// Asks a host, again and again while it does not answer, for a minute at most.
+    ///
+    /// # Errors
+    /// [`StepError::Host`], or [`StepError::Cancelled`].
+    pub async fn ask(&self, host: HostId, request: AgentRequest) -> Result<AgentReply, StepError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let call = self.app.agents.call_with(host, request.clone(), |progress| {
+                self.app.operations.tell(self.instance, Some(progress));
+            });
+            match call.await {
+                Ok(reply) => return Ok(reply),
+                Err(error) if error.is_transient() && Instant::now() < deadline => {
+                    if self.is_cancelled() {
+                        return Err(StepError::Cancelled);
+                    }
+                    self.pause().await;
+                }
+                Err(error) => return Err(self.host_error(host, error)),
+            }
+        }
+    }
+
+    /// Asks a host until it has answered: for undoing and for going on past the point of no return. A host that
+    /// was removed from the fleet has nothing left to undo.
+    ///
+    /// # Errors
+    /// [`StepError::Host`] for anything but silence.
+    pub async fn insist(&self, host: HostId, request: AgentRequest) -> Result<(), StepError> {
+        loop {
+            match self.app.agents.call(host, request.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
+                Err(error) if error.is_transient() => {
+                    if !self.app.ledger.read(|fleet| fleet.hosts.contains_key(&host)) {
+                        return Ok(());
+                    }
+                    self.pause().await;
+                }
+                Err(error) => return Err(self.host_error(host, error)),
+            }
+        }
+    }
+
+    /// A host's error with its name.
+    pub fn host_error(&self, host: HostId, error: RequestError) -> StepError {
+        let name = self.app.ledger.read(|fleet| fleet.hosts.get(&host).map(|h| h.name.clone()));
+        StepError::Host { host: name.unwrap_or_else(|| host.to_string()), error }
+    }
+}

@@ -1,0 +1,197 @@
+//! Wanted against reported: what follows from what a host says. It takes no orders, re-reads everything, and
+//! never ends a guest: what it does not know it tells, and what is missing it shows.
+
+use crate::app::{App, Shared};
+use crate::fleet::host::{Host, Observed};
+use crate::fleet::instance::{Fault, Instance, InstanceStatus};
+use crate::fleet::{Change, Fleet, Time};
+use crate::ledger::now;
+use crate::operations::live_migrate;
+use crate::store::StoreError;
+use crate::{l2, liveness};
+use godwit_protocol::host::Heartbeat;
+use godwit_protocol::id::{HostId, InstanceId, MigrationId, NetworkId};
+use godwit_protocol::instance::InstanceState;
+use godwit_protocol::request::{AgentRequest, HostReport};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Between two repairs of one host, so that a host that cannot do what is wanted is not asked without pause.
+const REPAIR: Duration = Duration::from_secs(5);
+
+/// A host's channel opened, or it gave a sign of life.
+pub fn seen(app: &App, host: HostId, connected: bool) {
+    app.ledger.observe(|fleet| {
+        let observed = fleet.observed.entry(host).or_insert_with(|| Observed::at(now()));
+        observed.seen_at = now();
+        observed.connected |= connected;
+    });
+}
+
+/// A host's channel broke. What it last said stays.
+pub fn gone(app: &App, host: HostId) {
+    app.ledger.observe(|fleet| {
+        if let Some(observed) = fleet.observed.get_mut(&host) {
+            observed.connected = false;
+        }
+    });
+}
+
+/// A heartbeat. One that tells of a newer report than is known makes us ask for it: reports are sent once, and
+/// one may have been cut off.
+pub fn heartbeat(app: &Shared, beat: &Heartbeat) {
+    seen(app, beat.host, true);
+    let known = app.ledger.read(|fleet| generation(fleet, beat.host));
+    if known < beat.generation {
+        let (app, host) = (app.clone(), beat.host);
+        tokio::spawn(async move {
+            use godwit_protocol::request::AgentReply;
+            if let Ok(AgentReply::Report(newer)) = app.agents.call(host, AgentRequest::Report).await {
+                report(&app, *newer).await;
+            }
+        });
+    }
+}
+
+fn generation(fleet: &Fleet, host: HostId) -> u64 {
+    fleet.observed.get(&host).and_then(|o| o.report.as_ref()).map_or(0, |r| r.generation)
+}
+
+/// How alive a host is.
+pub fn liveness(fleet: &Fleet, host: HostId, heartbeat_ms: u64, now: Time) -> liveness::Liveness {
+    let seen_at = fleet.observed.get(&host).map(|o| o.seen_at);
+    liveness::judge(now, seen_at, Duration::from_millis(heartbeat_ms))
+}
+
+/// A host's report: taken in unless it is older than what is known, then acted upon.
+pub async fn report(app: &Shared, report: HostReport) {
+    let host = report.host;
+    let fresh = app.ledger.observe(|fleet| {
+        if generation(fleet, host) >= report.generation {
+            return false;
+        }
+        let observed = fleet.observed.entry(host).or_insert_with(|| Observed::at(now()));
+        observed.seen_at = now();
+        observed.report = Some(report.clone());
+        true
+    });
+    if !fresh {
+        return;
+    }
+    let arrived: Vec<MigrationId> = app.ledger.read(|fleet| arrivals(fleet, &report));
+    for migration in arrived {
+        if let Err(error) = live_migrate::switch_over(app, migration, Some(host)).await {
+            tracing::error!(%migration, %error, "a switch-over was not noted; its operation does it");
+        }
+    }
+    let noted = app.ledger.change(|fleet| Ok::<_, StoreError>((consequences(fleet, &report), ()))).await;
+    if let Err(error) = noted {
+        tracing::error!(%host, %error, "a report was not noted");
+    }
+    repair(app, &report);
+}
+
+/// Migrations whose instance runs on this target now, and was not seen there before.
+fn arrivals(fleet: &Fleet, report: &HostReport) -> Vec<MigrationId> {
+    let running = report.instances.iter().filter(|i| i.state == InstanceState::Running);
+    let arrived = running.filter_map(|i| fleet.running_migration(i.instance));
+    arrived
+        .filter(|m| m.target == Some(report.host) && m.switched_at.is_none())
+        .map(|m| m.id)
+        .collect()
+}
+
+/// What a report changes in the durable state: the inventory, and the state of instances on which nothing runs.
+fn consequences(fleet: &Fleet, report: &HostReport) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if let Some(host) = fleet.hosts.get(&report.host)
+        && host.inventory.as_ref() != Some(&report.inventory)
+    {
+        changes.push(Host { inventory: Some(report.inventory.clone()), ..host.clone() }.into());
+    }
+    let here = fleet.instances.values().filter(|i| i.host == Some(report.host));
+    for instance in here.filter(|i| fleet.running_operation(i.id).is_none()) {
+        let state = report.instances.iter().find(|r| r.instance == instance.id).map(|r| r.state);
+        let next = follow(instance, state);
+        if (next.status, next.power) != (instance.status, instance.power) {
+            changes.push(Instance { updated_at: now(), ..next }.into());
+        }
+    }
+    changes
+}
+
+/// The instance as its host's word makes it.
+fn follow(instance: &Instance, state: Option<InstanceState>) -> Instance {
+    use {InstanceState as Is, InstanceStatus as Status};
+    let mut next = Instance { power: state, ..instance.clone() };
+    let lost = "The domain is not on its host any more; start or delete the instance.";
+    next.status = match (instance.status, state) {
+        (Status::Active | Status::Paused, None) => {
+            next.fault = Some(Fault { message: lost.into(), at: now() });
+            Status::Error
+        }
+        (Status::Active | Status::Paused, Some(Is::Stopped | Is::Crashed)) => Status::Stopped,
+        (Status::Active | Status::Stopped, Some(Is::Paused)) => Status::Paused,
+        (Status::Paused | Status::Stopped, Some(Is::Running)) => Status::Active,
+        (Status::Error, Some(Is::Running)) if instance.fault.as_ref().is_some_and(|f| f.message == lost) => {
+            next.fault = None;
+            Status::Active
+        }
+        (status, _) => status,
+    };
+    next
+}
+
+/// Sends a host what makes it as wanted: reservations that nobody owns go, networks that differ are told again.
+fn repair(app: &Shared, report: &HostReport) {
+    let host = report.host;
+    let due = app.ledger.observe(|fleet| {
+        let Some(observed) = fleet.observed.get_mut(&host) else { return false };
+        let due = observed.repaired_at.is_none_or(|at| now() - at >= REPAIR);
+        if due {
+            observed.repaired_at = Some(now());
+        }
+        due
+    });
+    if !due {
+        return;
+    }
+    let (stale, networks, unknown) = app.ledger.read(|fleet| {
+        (
+            stale_reservations(fleet, report),
+            l2::drift(fleet, host, app.config.vxlan_port),
+            unknown_vnis(fleet, report),
+        )
+    });
+    networks.into_iter().for_each(|network| app.l2_changed(network));
+    let app = app.clone();
+    tokio::spawn(async move {
+        for instance in stale {
+            tracing::warn!(%host, %instance, "a reservation that nobody owns is released");
+            let _ = app.agents.call(host, AgentRequest::Release(instance)).await;
+        }
+        for vni in unknown {
+            tracing::warn!(%host, vni, "a network that is not wanted any more is removed");
+            let network = NetworkId(Uuid::nil());
+            let request = AgentRequest::RemoveNetwork { network, vni, generation: u64::MAX };
+            let _ = app.agents.call(host, request).await;
+        }
+    });
+}
+
+/// Reservations of instances that are neither there, nor on their way there, nor being worked on.
+fn stale_reservations(fleet: &Fleet, report: &HostReport) -> Vec<InstanceId> {
+    let owned = |id: InstanceId| {
+        fleet.instances.get(&id).is_some_and(|i| i.host == Some(report.host))
+            || fleet.running_operation(id).is_some()
+    };
+    let runs = |id: InstanceId| report.instances.iter().any(|i| i.instance == id);
+    let ids = report.reservations.iter().map(|r| r.instance);
+    ids.filter(|id| !owned(*id) && !runs(*id)).collect()
+}
+
+/// Numbers of networks that the host has and that exist nowhere in the fleet.
+fn unknown_vnis(fleet: &Fleet, report: &HostReport) -> Vec<u32> {
+    let known = |vni: u32| fleet.networks.values().any(|n| n.vni == vni);
+    report.networks.iter().map(|n| n.vni).filter(|vni| !known(*vni)).collect()
+}
