@@ -1,0 +1,7 @@
+//! The suite of what needs a real host: root, namespaces, libvirt, QEMU.
+//!
+//! Run by `cargo xtask test --only host`, which prepares the machine and runs one test at a time: a machine
+//! carries one lab.
+#![forbid(unsafe_code)]
+
+mod guest;
