@@ -136,7 +136,7 @@ impl Params {
 
     /// The first value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.all(key).next()
+        self.iter().find(|(k, _)| *k == key).map(|(_, v)| v)
     }
 
     /// Every value of a key.

@@ -1,0 +1,9 @@
+//! The placement API.
+
+use crate::app::Shared;
+use axum::Router;
+
+/// Its routes.
+pub fn router() -> Router<Shared> {
+    Router::new()
+}
