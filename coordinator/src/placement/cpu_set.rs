@@ -249,7 +249,9 @@ mod tests {
 
     #[test]
     fn a_list_with_a_bad_item_is_refused_and_the_item_named() {
-        for item in ["-1", "1-", "3-1", "a", "1-2-3", "^", "+1", "0x1", "1.0", "٣", "1 2", "65536", "0-99999999999"] {
+        for item in
+            ["-1", "1-", "3-1", "a", "1-2-3", "^", "+1", "0x1", "1.0", "٣", "1 2", "65536", "0-99999999999"]
+        {
             let error = CpuSet::parse(&format!("4,{item}")).unwrap_err();
             assert!(error.to_string().contains(item), "{error}");
         }

@@ -166,16 +166,13 @@ impl PageSize {
 /// Reads `2MB`, `1GiB` or `16384Kb` (bits) as KiB; all prefixes are powers of 1024. None for what is no whole
 /// number of KiB.
 fn parse_size_kib(text: &str) -> Option<u64> {
-    let (number, bits) = match text.strip_suffix('B') {
-        Some(number) => (number, false),
-        None => (text.strip_suffix("bit").or_else(|| text.strip_suffix('b'))?, true),
+    let (number, bits_per_unit) = match text.strip_suffix('B') {
+        Some(number) => (number, 8.0),
+        None => (text.strip_suffix("bit").or_else(|| text.strip_suffix('b'))?, 1.0),
     };
-    let number = number.strip_suffix('i').unwrap_or(number);
-    let prefix = "KMGTPE".chars().position(|prefix| number.ends_with(prefix));
-    let number = match prefix {
-        Some(_) => &number[..number.len() - 1],
-        None if number.len() < text.len() - if text.ends_with("bit") { 3 } else { 1 } => return None,
-        None => number,
+    let (number, exponent) = match number.strip_suffix('i') {
+        Some(number) => split_prefix(number)?,
+        None => split_prefix(number).unwrap_or((number, 0)),
     };
     let well_formed = number.ends_with(|last: char| last.is_ascii_digit())
         && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
@@ -183,11 +180,17 @@ fn parse_size_kib(text: &str) -> Option<u64> {
     if !well_formed {
         return None;
     }
-    let exponent = prefix.map_or(0, |prefix| prefix as i32 + 1);
-    let bytes = number.parse::<f64>().ok()? / if bits { 8.0 } else { 1.0 } * 1024_f64.powi(exponent);
+    let bytes = number.parse::<f64>().ok()? * bits_per_unit / 8.0 * 1024_f64.powi(exponent);
     let kib = bytes.ceil() / 1024.0;
     // Above 2^53 a float no longer tells whole numbers apart.
     (kib.fract() == 0.0 && kib < 9_007_199_254_740_992.0).then_some(kib as u64)
+}
+
+/// Splits a prefix such as `M` off; the number is its power of 1024.
+fn split_prefix(text: &str) -> Option<(&str, i32)> {
+    let prefix = text.chars().next_back()?;
+    let exponent = "KMGTPE".find(prefix)? as i32 + 1;
+    Some((&text[..text.len() - 1], exponent))
 }
 
 /// One guest cell.
@@ -305,7 +308,8 @@ fn missing(key: &str, rule: SpecRule) -> SpecError {
 }
 
 fn check_sizes(vcpus: u32, memory_mib: u64) -> Result<(), SpecError> {
-    let refuse = |key: &str, value: String| SpecError { key: key.to_owned(), value, rule: SpecRule::InvalidRequest };
+    let refuse =
+        |key: &str, value: String| SpecError { key: key.to_owned(), value, rule: SpecRule::InvalidRequest };
     if vcpus == 0 || vcpus > MAX_CPU {
         return Err(refuse("vcpus", vcpus.to_string()));
     }

@@ -89,8 +89,12 @@ impl SpecRule {
     fn texts(self) -> (&'static str, &'static str) {
         match self {
             Self::InvalidRequest => ("invalid_request", "not a value that this key takes here"),
-            Self::UnsupportedKey => ("unsupported_key", "this key would change the placement and is not supported"),
-            Self::BadNodeCount => ("bad_node_count", "the number of guest cells is a whole number, at least 1"),
+            Self::UnsupportedKey => {
+                ("unsupported_key", "this key would change the placement and is not supported")
+            }
+            Self::BadNodeCount => {
+                ("bad_node_count", "the number of guest cells is a whole number, at least 1")
+            }
             Self::ImageOverrideForbidden => {
                 ("image_override_forbidden", "an image may not set what the flavor has set")
             }
@@ -100,7 +104,9 @@ impl SpecRule {
             Self::AsymmetricSplit => {
                 ("asymmetric_split", "vCPUs and memory must divide evenly among the guest cells")
             }
-            Self::CpuOutOfRange => ("cpu_out_of_range", "a guest cell may only hold vCPUs that the flavor has"),
+            Self::CpuOutOfRange => {
+                ("cpu_out_of_range", "a guest cell may only hold vCPUs that the flavor has")
+            }
             Self::CpuDuplicate => ("cpu_duplicate", "a vCPU belongs to one guest cell only"),
             Self::CpuUnassigned => ("cpu_unassigned", "every vCPU belongs to a guest cell"),
             Self::MemoryMismatch => {
@@ -109,14 +115,17 @@ impl SpecRule {
             Self::BadPageSize => {
                 ("bad_page_size", "a page size is small, large, any, a number of KiB, or a size such as 2MB")
             }
-            Self::PageSizeForbidden => {
-                ("page_size_forbidden", "an image may choose a page size only if the flavor says any or large")
-            }
+            Self::PageSizeForbidden => (
+                "page_size_forbidden",
+                "an image may choose a page size only if the flavor says any or large",
+            ),
             Self::BadCpuPolicy => ("bad_cpu_policy", "the policy is one of shared, dedicated and mixed"),
             Self::ImageCpuPolicyConflict => {
                 ("image_cpu_policy_conflict", "an image may not ask for more dedicated CPUs than the flavor")
             }
-            Self::BadThreadPolicy => ("bad_thread_policy", "the policy is one of prefer, isolate and require"),
+            Self::BadThreadPolicy => {
+                ("bad_thread_policy", "the policy is one of prefer, isolate and require")
+            }
             Self::ImageThreadPolicyConflict => {
                 ("image_thread_policy_conflict", "an image may not change the flavor's thread policy")
             }
@@ -290,7 +299,9 @@ impl<'a> Specs<'a> {
     /// `trait[N]:NAME` of the flavor, or that of the image when it says `required`.
     pub(super) fn wanted_trait(&self, name: &str) -> Option<Entry<'a>> {
         let flavor = self.flavor.iter().find(|(key, _)| numbered(key, "trait") == Some(name));
-        let image = || self.image.iter().find(|(key, value)| *key == &format!("trait:{name}") && *value == "required");
+        let image = || {
+            self.image.iter().find(|(key, value)| *key == &format!("trait:{name}") && *value == "required")
+        };
         flavor.or_else(image).map(|(key, value)| Entry { key: key.clone(), value })
     }
 

@@ -32,9 +32,14 @@ impl TopologyWish {
         for (index, part) in PARTS.iter().enumerate() {
             (by_flavor[index], by_image[index]) = read(specs, &format!("cpu_{part}"))?;
         }
-        let over = |counts: &[u32; 3]| counts.iter().zip(&maximum).position(|(count, maximum)| count > maximum);
+        let over =
+            |counts: &[u32; 3]| counts.iter().zip(&maximum).position(|(count, maximum)| count > maximum);
         if let Some(index) = over(&by_image) {
-            return Err(refuse_image(specs, &format!("cpu_{}", PARTS[index]), SpecRule::ImageTopologyOverMax));
+            return Err(refuse_image(
+                specs,
+                &format!("cpu_{}", PARTS[index]),
+                SpecRule::ImageTopologyOverMax,
+            ));
         }
         // The image's preference replaces the flavor's as a whole; the flavor's lapses as a whole when the
         // image's maxima rule it out.
@@ -79,7 +84,10 @@ pub fn possible(vcpus: u32, maximum: CpuTopology, allow_threads: bool) -> Vec<Cp
 
 fn divisors(number: u32) -> Vec<u32> {
     let small = (1..=number.isqrt()).filter(|divisor| number.is_multiple_of(*divisor));
-    small.flat_map(|divisor| [Some(divisor), Some(number / divisor).filter(|&other| other != divisor)]).flatten().collect()
+    small
+        .flat_map(|divisor| [Some(divisor), Some(number / divisor).filter(|&other| other != divisor)])
+        .flatten()
+        .collect()
 }
 
 fn read(specs: Specs<'_>, name: &str) -> Result<(u32, u32), SpecError> {

@@ -1,0 +1,152 @@
+//! What a user asks for, resolved from a flavor's extra specs and an image's properties.
+
+use std::collections::BTreeMap;
+
+use godwit_protocol::instance::CpuTopology;
+
+use super::cpu_set::CpuSet;
+use super::guest::{self, CpuPolicy, Guest, PageSize};
+use super::spec::{Entry, SpecError, SpecRule, Specs, numbered};
+use super::topology::TopologyWish;
+
+/// Keys under `hw:` that are understood, without the prefix; those that images may set as `hw_…` are marked.
+const KNOWN: [(&str, bool); 18] = [
+    ("numa_nodes", true),
+    ("numa_cpus", true),
+    ("numa_mem", true),
+    ("cpu_policy", true),
+    ("cpu_thread_policy", true),
+    ("cpu_dedicated_mask", false),
+    ("cpu_realtime", false),
+    ("cpu_realtime_mask", true),
+    ("cpu_sockets", true),
+    ("cpu_cores", true),
+    ("cpu_threads", true),
+    ("cpu_max_sockets", true),
+    ("cpu_max_cores", true),
+    ("cpu_max_threads", true),
+    ("mem_page_size", true),
+    ("emulator_threads_policy", false),
+    ("locked_memory", true),
+    // Says how near a passed-through device must be; without devices it asks for nothing.
+    ("pci_numa_affinity_policy", true),
+];
+
+/// Beginnings of keys that say where a guest may go: one that is not [`KNOWN`] is refused, so that a slip of the
+/// pen does not quietly lose a guarantee. Other keys do not matter here and are left alone.
+const PLACING: [&str; 6] = ["cpu_", "numa_", "mem_", "emulator_", "pci_", "pmem"];
+
+/// A request that breaks no rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// vCPUs in all, at least 1.
+    pub vcpus: u32,
+    /// Memory in MiB in all, at least 1.
+    pub memory_mib: u64,
+    /// Bytes of disk it will fill at most; 0 unless the caller sets it.
+    pub disk_bytes: u64,
+    /// The guest's cells; none when nothing asks for a NUMA topology, and the guest may float over a host.
+    pub guest: Option<Guest>,
+    /// Sockets, cores and threads that the guest sees.
+    pub topology: CpuTopology,
+    /// vCPUs that run in real time.
+    pub realtime_vcpus: CpuSet,
+    /// Whether the guest's memory is locked.
+    pub locked_memory: bool,
+}
+
+impl Request {
+    /// Resolves a flavor (`vcpus`, `memory_mib`, `hw:…` extra specs) and an image (`hw_…` properties).
+    ///
+    /// The error names the first rule that is broken, with key and value.
+    pub fn from_specs(
+        vcpus: u32,
+        memory_mib: u64,
+        extra_specs: &BTreeMap<String, String>,
+        image_properties: &BTreeMap<String, String>,
+    ) -> Result<Self, SpecError> {
+        let specs = Specs::new(extra_specs, image_properties);
+        refuse_unknown_keys(specs)?;
+        let resolved = guest::resolve(specs, vcpus, memory_mib)?;
+        let wish = TopologyWish::from_specs(specs)?;
+        let topology = wish.best(vcpus, true).ok_or_else(|| SpecError {
+            key: "vcpus".to_owned(),
+            value: vcpus.to_string(),
+            rule: SpecRule::TopologyImpossible,
+        })?;
+        Ok(Self {
+            vcpus,
+            memory_mib,
+            disk_bytes: 0,
+            guest: resolved.guest,
+            topology,
+            realtime_vcpus: resolved.realtime,
+            locked_memory: resolved.locked_memory,
+        })
+    }
+}
+
+/// Only the CPU policy that flavor and image ask for together.
+pub fn cpu_policy(
+    extra_specs: &BTreeMap<String, String>,
+    image_properties: &BTreeMap<String, String>,
+) -> Result<Option<CpuPolicy>, SpecError> {
+    CpuPolicy::from_specs(Specs::new(extra_specs, image_properties))
+}
+
+/// Only the page size that flavor and image ask for together.
+pub fn page_size(
+    extra_specs: &BTreeMap<String, String>,
+    image_properties: &BTreeMap<String, String>,
+) -> Result<Option<PageSize>, SpecError> {
+    PageSize::from_specs(Specs::new(extra_specs, image_properties))
+}
+
+/// Only the vCPUs that run in real time; none when real time is off.
+pub fn realtime_vcpus(
+    vcpus: u32,
+    extra_specs: &BTreeMap<String, String>,
+    image_properties: &BTreeMap<String, String>,
+) -> Result<Option<CpuSet>, SpecError> {
+    guest::realtime_cpus(Specs::new(extra_specs, image_properties), vcpus)
+}
+
+/// Only what flavor and image say about sockets, cores and threads.
+pub fn topology_wish(
+    extra_specs: &BTreeMap<String, String>,
+    image_properties: &BTreeMap<String, String>,
+) -> Result<TopologyWish, SpecError> {
+    TopologyWish::from_specs(Specs::new(extra_specs, image_properties))
+}
+
+fn refuse_unknown_keys(specs: Specs<'_>) -> Result<(), SpecError> {
+    match specs.entries().find(|entry| !is_understood(entry)) {
+        Some(entry) => Err(entry.refuse(SpecRule::UnsupportedKey)),
+        None => Ok(()),
+    }
+}
+
+fn is_understood(entry: &Entry<'_>) -> bool {
+    let known = |name: &str, by_image: bool| {
+        let base = match name.split_once('.') {
+            Some((base @ ("numa_cpus" | "numa_mem"), _)) => base,
+            _ => name,
+        };
+        let allowed = KNOWN.iter().any(|&(known, image_may)| known == base && (image_may || !by_image));
+        allowed || !PLACING.iter().any(|placing| name.starts_with(placing))
+    };
+    let key = entry.key.as_str();
+    if let Some(name) = key.strip_prefix("hw:") {
+        return known(name, false);
+    }
+    if let Some(name) = key.strip_prefix("hw_") {
+        return known(name, true);
+    }
+    if let Some(class) = numbered(key, "resources") {
+        return matches!(class, "VCPU" | "PCPU");
+    }
+    if let Some(name) = numbered(key, "trait") {
+        return name == "HW_CPU_HYPERTHREADING" || entry.value != "required";
+    }
+    key != "pci_passthrough:alias"
+}

@@ -1,0 +1,191 @@
+//! The hosts in order of preference, and the first of them that fits.
+
+use godwit_protocol::id::{HostId, InstanceId};
+use godwit_protocol::reservation::{Reservation, ReservedCell};
+
+use super::explain::{HostRefusal, Quantity, Refusal, Rule, Shortfall};
+use super::fit::{self, Limits, Order, PlacedCell};
+use super::guest::Guest;
+use super::host_view::{HostState, HostView, Share};
+use super::request::Request;
+
+const BYTES_PER_MIB: u64 = 1 << 20;
+
+/// Where an instance goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// The host.
+    pub host: HostId,
+    /// Its name.
+    pub host_name: String,
+    /// Where each guest cell goes, in the guest's order; empty for an instance that floats.
+    pub cells: Vec<PlacedCell>,
+    /// vCPUs in all.
+    pub vcpus: u32,
+    /// Memory in MiB in all.
+    pub memory_mib: u64,
+}
+
+impl Placement {
+    /// What the host is asked to hold for the instance.
+    pub fn reservation(&self, instance: InstanceId) -> Reservation {
+        let cells = self.cells.iter().map(|cell| ReservedCell {
+            guest: cell.guest,
+            host: cell.host,
+            shared_vcpus: cell.shared_vcpus.iter().collect(),
+            pinning: cell.pinning.pins.clone(),
+            memory_bytes: cell.memory_mib.saturating_mul(BYTES_PER_MIB),
+            page_size_kib: cell.page_size_kib,
+        });
+        Reservation {
+            instance,
+            vcpus: self.vcpus,
+            memory_bytes: self.memory_mib.saturating_mul(BYTES_PER_MIB),
+            cells: cells.collect(),
+            emulator_cpus: self.cells.iter().flat_map(|cell| cell.pinning.emulator_cpus.iter()).collect(),
+            idle_cpus: self.cells.iter().flat_map(|cell| cell.pinning.idle_cpus.iter()).collect(),
+        }
+    }
+}
+
+/// The best host for a request and the exact place on it; else every host with its reason.
+///
+/// With [`Order::Spread`] the host with the most free memory comes first, then the one with the most free CPUs;
+/// ties go by name, then by id.
+pub fn place<'h>(
+    hosts: impl IntoIterator<Item = &'h HostView>,
+    request: &Request,
+    limits: &Limits,
+    order: Order,
+) -> Result<Placement, Refusal> {
+    let mut refusals = Vec::new();
+    for host in ranked(hosts, request, order) {
+        match place_on(host, request, limits, order) {
+            Ok(placement) => return Ok(placement),
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    refusals.sort_by(|a, b| (&a.name, a.host).cmp(&(&b.name, b.host)));
+    Err(Refusal { hosts: refusals })
+}
+
+/// Every host with its answer, the preferred first: for explanations, and for callers that try several.
+pub fn candidates<'h>(
+    hosts: impl IntoIterator<Item = &'h HostView>,
+    request: &Request,
+    limits: &Limits,
+    order: Order,
+) -> Vec<Result<Placement, HostRefusal>> {
+    ranked(hosts, request, order).into_iter().map(|host| place_on(host, request, limits, order)).collect()
+}
+
+fn ranked<'h>(
+    hosts: impl IntoIterator<Item = &'h HostView>,
+    request: &Request,
+    order: Order,
+) -> Vec<&'h HostView> {
+    let mut hosts: Vec<&HostView> = hosts.into_iter().collect();
+    let pinned = request.guest.as_ref().is_some_and(|guest| guest.cells.iter().any(|cell| cell.pins()));
+    let room = |host: &&HostView| {
+        let (memory, vcpus) = (host.memory(), host.vcpus());
+        let free = |share: Share| i128::from(share.total) - i128::from(share.used);
+        let cpus = match pinned {
+            true => host.cells.iter().map(|cell| i128::from(cell.free_cpus().len())).sum(),
+            false => free(vcpus),
+        };
+        (free(memory), cpus)
+    };
+    hosts.sort_by_cached_key(|host| (host.name.clone(), host.id));
+    match order {
+        Order::Spread => hosts.sort_by_cached_key(|host| std::cmp::Reverse(room(host))),
+        Order::Pack => hosts.sort_by_cached_key(room),
+    }
+    hosts
+}
+
+/// Places a request on one host, or says why not.
+pub fn place_on(
+    host: &HostView,
+    request: &Request,
+    limits: &Limits,
+    order: Order,
+) -> Result<Placement, HostRefusal> {
+    let refuse = |shortfall, cells| HostRefusal { host: host.id, name: host.name.clone(), shortfall, cells };
+    check_host(host, request).map_err(|shortfall| refuse(shortfall, None))?;
+    let cells = match &request.guest {
+        Some(guest) => fit::fit(&host.cells, guest, Some(limits), order)
+            .map_err(|error| refuse(error.shortfall, error.cells))?,
+        None => Vec::new(),
+    };
+    check_whole(host, request, &cells, limits).map_err(|shortfall| refuse(shortfall, None))?;
+    Ok(Placement {
+        host: host.id,
+        host_name: host.name.clone(),
+        cells,
+        vcpus: request.vcpus,
+        memory_mib: request.memory_mib,
+    })
+}
+
+fn check_host(host: &HostView, request: &Request) -> Result<(), Shortfall> {
+    let state = |rule| Err(Shortfall::new(rule, Quantity::State(HostState::Up), Quantity::State(host.state)));
+    match host.state {
+        HostState::Up => {}
+        HostState::Late => return state(Rule::HostLate),
+        HostState::Lost => return state(Rule::HostLost),
+        HostState::Disabled => return state(Rule::HostDisabled),
+    }
+    let need = Quantity::DiskBytes(request.disk_bytes);
+    match host.disk_free_bytes {
+        None => Err(Shortfall::new(Rule::PoolReachable, need, Quantity::DiskBytes(0))),
+        Some(free) if free < request.disk_bytes => {
+            Err(Shortfall::new(Rule::DiskFree, need, Quantity::DiskBytes(free)))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Checks the host as a whole. Cells do not know what floats over them, so this holds for every instance.
+fn check_whole(
+    host: &HostView,
+    request: &Request,
+    cells: &[PlacedCell],
+    limits: &Limits,
+) -> Result<(), Shortfall> {
+    let (vcpus, memory_mib) = match &request.guest {
+        Some(guest) => whole_needs(host, guest, cells),
+        None => (u64::from(request.vcpus), request.memory_mib),
+    };
+    let share = host.vcpus();
+    if vcpus > share.total {
+        return Err(Shortfall::new(Rule::VcpusTotal, Quantity::Vcpus(vcpus), Quantity::Cpus(share.total)));
+    }
+    let capacity = Limits::capacity(share.total, limits.cpu_ratio);
+    if vcpus > 0 && share.used.saturating_add(vcpus) > capacity {
+        let have = Quantity::Vcpus(capacity.saturating_sub(share.used));
+        return Err(Shortfall::new(Rule::VcpusFree, Quantity::Vcpus(vcpus), have));
+    }
+    let (share, need) = (host.memory(), Quantity::MemoryMib(memory_mib));
+    if memory_mib > share.total {
+        return Err(Shortfall::new(Rule::MemoryTotal, need, Quantity::MemoryMib(share.total)));
+    }
+    let capacity = Limits::capacity(share.total, limits.memory_ratio);
+    if memory_mib > 0 && share.used.saturating_add(memory_mib) > capacity {
+        let have = Quantity::MemoryMib(capacity.saturating_sub(share.used));
+        return Err(Shortfall::new(Rule::MemoryFree, need, have));
+    }
+    Ok(())
+}
+
+/// Floating vCPUs, and memory in MiB on pages of the smallest size, that a guest with cells takes of the whole host.
+fn whole_needs(host: &HostView, guest: &Guest, cells: &[PlacedCell]) -> (u64, u64) {
+    let vcpus = guest.cells.iter().map(|cell| u64::from(cell.shared.len())).sum();
+    let on_smallest = |placed: &&PlacedCell| {
+        let Some(size_kib) = placed.page_size_kib else { return true };
+        let cell = host.cells.iter().find(|cell| cell.id == placed.host);
+        cell.and_then(|cell| cell.smallest_pool()).is_some_and(|pool| pool.size_kib == size_kib)
+    };
+    let memory =
+        cells.iter().filter(on_smallest).fold(0_u64, |sum, cell| sum.saturating_add(cell.memory_mib));
+    (vcpus, memory)
+}
