@@ -1,7 +1,6 @@
 //! The QUIC server: one connection a host. Takes heartbeats and reports in, carries requests out.
 
 use crate::app::{App, Shared};
-use crate::ledger::now;
 use crate::reconcile;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::host::Heartbeat;

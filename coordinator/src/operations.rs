@@ -5,7 +5,7 @@
 pub mod create_instance;
 pub mod delete_instance;
 pub mod live_migrate;
-mod place;
+pub mod place;
 pub mod power;
 mod step;
 
