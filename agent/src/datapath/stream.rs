@@ -1,0 +1,1 @@
+//! Migration streams: relayed between unix sockets and TLS.
