@@ -1,0 +1,379 @@
+//! The host's own veto: exactly which CPUs, pages and memory each instance holds here, kept durably. A placement
+//! is an answer; this is the fact.
+
+use crate::state::{StateError, read_json, write_atomic};
+use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::host::Cell;
+use godwit_protocol::id::InstanceId;
+use godwit_protocol::reservation::{Reservation, ReservedCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Floating vCPUs that a shared CPU may carry. The coordinator owns the ratio that is wanted; this only stops what
+/// no ratio means.
+const MAX_VCPUS_PER_SHARED_CPU: u64 = 64;
+
+/// Why a reservation is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReserveError {
+    /// It contradicts itself.
+    #[error("the reservation is wrong: {0}")]
+    Malformed(&'static str),
+    /// A cell that is not there.
+    #[error("this host has no cell {0}")]
+    NoCell(u32),
+    /// A CPU that is no CPU of that cell, or not online.
+    #[error("CPU {cpu} is not online in cell {cell}")]
+    NoCpu {
+        /// The CPU.
+        cpu: u32,
+        /// The cell that should have it.
+        cell: u32,
+    },
+    /// A CPU that this host does not have at all.
+    #[error("this host has no CPU {0} online")]
+    NoCpuAnywhere(u32),
+    /// A CPU that is not for pinning.
+    #[error("CPU {0} is not one of the dedicated CPUs of this host")]
+    NotDedicated(u32),
+    /// A CPU that another instance has for itself.
+    #[error("CPU {cpu} is pinned by instance {holder}")]
+    CpuTaken {
+        /// The CPU.
+        cpu: u32,
+        /// Who has it.
+        holder: InstanceId,
+    },
+    /// Too many floating vCPUs.
+    #[error("{place} can carry {have} floating vCPUs, and {need} would be there")]
+    SharedCpus {
+        /// `this host` or the cell.
+        place: String,
+        /// vCPUs with this reservation.
+        need: u64,
+        /// vCPUs there may be.
+        have: u64,
+    },
+    /// A page size that the cell does not have.
+    #[error("cell {cell} has no pages of {size_kib} KiB")]
+    NoPageSize {
+        /// The cell.
+        cell: u32,
+        /// The size.
+        size_kib: u64,
+    },
+    /// Too few pages.
+    #[error("cell {cell}: {need} pages of {size_kib} KiB are needed, {have} are free")]
+    Pages {
+        /// The cell.
+        cell: u32,
+        /// Page size in KiB.
+        size_kib: u64,
+        /// Pages needed.
+        need: u64,
+        /// Pages free.
+        have: u64,
+    },
+    /// Too little memory.
+    #[error("{place}: {need} bytes of memory are needed, {have} are free")]
+    Memory {
+        /// `this host` or the cell.
+        place: String,
+        /// Bytes needed.
+        need: u64,
+        /// Bytes free.
+        have: u64,
+    },
+    /// It fits and cannot be kept.
+    #[error("the reservation cannot be kept")]
+    Keep(#[from] StateError),
+}
+
+impl From<ReserveError> for RequestError {
+    fn from(error: ReserveError) -> Self {
+        let kind = match error {
+            ReserveError::Malformed(_) => ErrorKind::Invalid,
+            ReserveError::Keep(_) => ErrorKind::Unavailable,
+            _ => ErrorKind::Refused,
+        };
+        RequestError::new(kind, crate::hypervisor::chain(&error))
+    }
+}
+
+/// What there is to hold.
+#[derive(Clone, Debug)]
+pub struct Capacity {
+    /// The host's cells.
+    pub cells: Vec<Cell>,
+    /// Memory kept from guests, in bytes, taken from the first cells that have it.
+    pub reserved_memory_bytes: u64,
+}
+
+type Table = BTreeMap<InstanceId, Reservation>;
+
+/// The reservations of this host.
+#[derive(Debug)]
+pub struct Reservations {
+    path: PathBuf,
+    table: Mutex<Table>,
+}
+
+impl Reservations {
+    /// Reads `DIR/reservations.json`. What it holds counts even where the host has shrunk since.
+    ///
+    /// # Errors
+    /// [`StateError::Malformed`]: a veto that forgot what it promised would be none.
+    pub fn open(dir: &Path) -> Result<Self, StateError> {
+        let path = dir.join("reservations.json");
+        let kept: Vec<Reservation> = read_json(&path)?.unwrap_or_default();
+        let table = kept.into_iter().map(|r| (r.instance, r)).collect();
+        Ok(Self { path, table: Mutex::new(table) })
+    }
+
+    /// Holds `wanted`, and nothing else, for its instance. When it is refused, what the instance held before is
+    /// still held. Returns whether anything changed.
+    ///
+    /// # Errors
+    /// Each of [`ReserveError`].
+    pub fn reserve(&self, host: &Capacity, wanted: Reservation) -> Result<bool, ReserveError> {
+        let mut table = self.lock();
+        if table.get(&wanted.instance) == Some(&wanted) {
+            return Ok(false);
+        }
+        check(host, &table, &wanted)?;
+        let mut new = table.clone();
+        new.insert(wanted.instance, wanted);
+        self.save(&new)?;
+        *table = new;
+        Ok(true)
+    }
+
+    /// Lets go of what `instance` holds; holding nothing is a success. Returns whether anything changed.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]: it is still held.
+    pub fn release(&self, instance: InstanceId) -> Result<bool, StateError> {
+        let mut table = self.lock();
+        let mut new = table.clone();
+        if new.remove(&instance).is_none() {
+            return Ok(false);
+        }
+        self.save(&new)?;
+        *table = new;
+        Ok(true)
+    }
+
+    /// All of them, by instance.
+    pub fn list(&self) -> Vec<Reservation> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn save(&self, table: &Table) -> Result<(), StateError> {
+        let bytes = serde_json::to_vec(&table.values().collect::<Vec<_>>())
+            .map_err(|e| StateError::Malformed { path: self.path.clone(), source: e.into() })?;
+        write_atomic(&self.path, &bytes, 0o600)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether `wanted` fits beside all that others hold in `table`.
+fn check(host: &Capacity, table: &Table, wanted: &Reservation) -> Result<(), ReserveError> {
+    well_formed(wanted)?;
+    let others: Vec<&Reservation> = table.values().filter(|r| r.instance != wanted.instance).collect();
+    check_pins(host, &others, wanted)?;
+    check_shared_cpus(host, &others, wanted)?;
+    check_pages(host, &others, wanted)?;
+    check_memory(host, &others, wanted)
+}
+
+fn well_formed(wanted: &Reservation) -> Result<(), ReserveError> {
+    let wrong = |what| Err(ReserveError::Malformed(what));
+    if wanted.vcpus == 0 {
+        return wrong("it has no vCPU");
+    }
+    if wanted.memory_bytes == 0 {
+        return wrong("it has no memory");
+    }
+    let mut cpus = BTreeSet::new();
+    if !wanted.pinned_cpus().all(|cpu| cpus.insert(cpu)) {
+        return wrong("it takes a CPU twice");
+    }
+    if wanted.cells.is_empty() {
+        return Ok(());
+    }
+    let mut guests = BTreeSet::new();
+    let mut vcpus = BTreeSet::new();
+    let mut memory_bytes = 0_u64;
+    for cell in &wanted.cells {
+        if !guests.insert(cell.guest) {
+            return wrong("two of its cells have one number");
+        }
+        if !cell.pinning.keys().chain(&cell.shared_vcpus).all(|vcpu| vcpus.insert(*vcpu)) {
+            return wrong("a vCPU is in it twice");
+        }
+        if cell.page_size_kib == Some(0) {
+            return wrong("it has pages of no size");
+        }
+        memory_bytes = memory_bytes.saturating_add(cell.memory_bytes);
+    }
+    if vcpus.len() != wanted.vcpus as usize || vcpus.last().is_some_and(|v| *v >= wanted.vcpus) {
+        return wrong("its cells do not hold each vCPU once");
+    }
+    if memory_bytes != wanted.memory_bytes {
+        return wrong("its cells do not add up to its memory");
+    }
+    Ok(())
+}
+
+fn host_cell(host: &Capacity, id: u32) -> Result<&Cell, ReserveError> {
+    host.cells.iter().find(|c| c.id == id).ok_or(ReserveError::NoCell(id))
+}
+
+fn check_pins(host: &Capacity, others: &[&Reservation], wanted: &Reservation) -> Result<(), ReserveError> {
+    for cell in &wanted.cells {
+        let there = host_cell(host, cell.host)?;
+        for cpu in cell.pinning.values().copied() {
+            if !there.cpus.iter().any(|c| c.id == cpu) {
+                return Err(ReserveError::NoCpu { cpu, cell: cell.host });
+            }
+            if !there.dedicated_cpus.contains(&cpu) {
+                return Err(ReserveError::NotDedicated(cpu));
+            }
+        }
+    }
+    for cpu in wanted.emulator_cpus.iter().chain(&wanted.idle_cpus).copied() {
+        if !host.cells.iter().flat_map(|c| &c.cpus).any(|c| c.id == cpu) {
+            return Err(ReserveError::NoCpuAnywhere(cpu));
+        }
+    }
+    // An idle sibling need not be dedicated: it is only kept from others' pins.
+    let dedicated = |cpu: &u32| host.cells.iter().any(|c| c.dedicated_cpus.contains(cpu));
+    if let Some(cpu) = wanted.emulator_cpus.iter().find(|cpu| !dedicated(cpu)) {
+        return Err(ReserveError::NotDedicated(*cpu));
+    }
+    let taken: BTreeMap<u32, InstanceId> =
+        others.iter().flat_map(|r| r.pinned_cpus().map(|cpu| (cpu, r.instance))).collect();
+    for cpu in wanted.pinned_cpus() {
+        if let Some(holder) = taken.get(&cpu) {
+            return Err(ReserveError::CpuTaken { cpu, holder: *holder });
+        }
+    }
+    Ok(())
+}
+
+/// vCPUs of a reservation that float: over one host cell, or with `None` over the whole host.
+fn floating(reservation: &Reservation, cell: Option<u32>) -> u64 {
+    match cell {
+        None if reservation.cells.is_empty() => u64::from(reservation.vcpus),
+        _ => reservation
+            .cells
+            .iter()
+            .filter(|c| cell.is_none_or(|id| c.host == id))
+            .map(|c| c.shared_vcpus.len() as u64)
+            .sum(),
+    }
+}
+
+fn check_shared_cpus(
+    host: &Capacity,
+    others: &[&Reservation],
+    wanted: &Reservation,
+) -> Result<(), ReserveError> {
+    let check = |place: String, cell: Option<u32>, cpus: usize| {
+        let asked = floating(wanted, cell);
+        let need = others.iter().map(|r| floating(r, cell)).sum::<u64>().saturating_add(asked);
+        let have = cpus as u64 * MAX_VCPUS_PER_SHARED_CPU;
+        if asked > 0 && need > have { Err(ReserveError::SharedCpus { place, need, have }) } else { Ok(()) }
+    };
+    for cell in &wanted.cells {
+        let shared = host_cell(host, cell.host)?.shared_cpus.len();
+        check(format!("cell {}", cell.host), Some(cell.host), shared)?;
+    }
+    check("this host".to_owned(), None, host.cells.iter().map(|c| c.shared_cpus.len()).sum())
+}
+
+/// The cell's ordinary page size; the smallest there is.
+fn base_page_kib(cell: &Cell) -> u64 {
+    cell.page_pools.iter().map(|p| p.size_kib).min().unwrap_or(4)
+}
+
+fn pages(cell: &ReservedCell, size_kib: u64) -> u64 {
+    cell.memory_bytes.div_ceil(size_kib.saturating_mul(1024).max(1))
+}
+
+fn check_pages(host: &Capacity, others: &[&Reservation], wanted: &Reservation) -> Result<(), ReserveError> {
+    for cell in &wanted.cells {
+        let there = host_cell(host, cell.host)?;
+        // Ordinary pages are ordinary memory: the memory check counts them.
+        let Some(size_kib) = cell.page_size_kib.filter(|size| *size != base_page_kib(there)) else {
+            continue;
+        };
+        let pool = there.page_pools.iter().find(|p| p.size_kib == size_kib);
+        let total = pool.ok_or(ReserveError::NoPageSize { cell: there.id, size_kib })?.total;
+        let held = |r: &Reservation| -> u64 {
+            let same = |c: &&ReservedCell| c.host == there.id && c.page_size_kib == Some(size_kib);
+            r.cells.iter().filter(same).map(|c| pages(c, size_kib)).sum()
+        };
+        let have = total.saturating_sub(others.iter().map(|r| held(r)).sum());
+        let need = held(wanted);
+        if need > have {
+            return Err(ReserveError::Pages { cell: there.id, size_kib, need, have });
+        }
+    }
+    Ok(())
+}
+
+/// Ordinary memory of each cell in bytes, without huge pages and without what is kept from guests.
+fn ordinary_memory(host: &Capacity) -> BTreeMap<u32, u64> {
+    let mut keep = host.reserved_memory_bytes;
+    let mut memory = BTreeMap::new();
+    for cell in &host.cells {
+        let base = base_page_kib(cell);
+        let huge = cell.page_pools.iter().filter(|p| p.size_kib != base);
+        let huge: u64 = huge.map(|p| p.total.saturating_mul(p.size_kib).saturating_mul(1024)).sum();
+        let ordinary = cell.memory_bytes.saturating_sub(huge);
+        let kept = keep.min(ordinary);
+        keep -= kept;
+        memory.insert(cell.id, ordinary - kept);
+    }
+    memory
+}
+
+fn check_memory(host: &Capacity, others: &[&Reservation], wanted: &Reservation) -> Result<(), ReserveError> {
+    let memory = ordinary_memory(host);
+    let is_ordinary = |cell: &ReservedCell| {
+        let base = host.cells.iter().find(|c| c.id == cell.host).map_or(4, base_page_kib);
+        cell.page_size_kib.is_none_or(|size| size == base)
+    };
+    let bound = |r: &Reservation, host: Option<u32>| -> u64 {
+        let here = r.cells.iter().filter(|c| host.is_none_or(|id| c.host == id) && is_ordinary(c));
+        here.map(|c| c.memory_bytes).fold(0, u64::saturating_add)
+    };
+    for cell in wanted.cells.iter().filter(|c| is_ordinary(c)) {
+        let used: u64 = others.iter().map(|r| bound(r, Some(cell.host))).sum();
+        let have = memory.get(&cell.host).copied().unwrap_or(0).saturating_sub(used);
+        let need = bound(wanted, Some(cell.host));
+        if need > have {
+            return Err(ReserveError::Memory { place: format!("cell {}", cell.host), need, have });
+        }
+    }
+    let all = |r: &Reservation| if r.cells.is_empty() { r.memory_bytes } else { bound(r, None) };
+    let used = others.iter().map(|r| all(r)).fold(0, u64::saturating_add);
+    let have = memory.values().sum::<u64>().saturating_sub(used);
+    match all(wanted) {
+        need if need > have => Err(ReserveError::Memory { place: "this host".to_owned(), need, have }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
