@@ -1,0 +1,124 @@
+//! `godwit network`: networks between servers, and who knows where their ports are.
+
+use crate::error::Result;
+use crate::output::{Column, Format, cell};
+use crate::resource::{NETWORK, id};
+use crate::session::Service;
+use crate::subnet::{Range, create_subnet};
+use crate::{App, find_all};
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+/// What can be done with networks.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Create a network
+    Create {
+        /// The network's name
+        name: String,
+        /// Give it a subnet with this range, such as 10.0.0.0/24
+        #[arg(long, value_name = "CIDR")]
+        subnet: Option<Range>,
+        /// Largest packet in bytes [default: what the underlay leaves]
+        #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65535))]
+        mtu: Option<u32>,
+    },
+    /// List networks
+    List,
+    /// Show one network
+    Show {
+        /// Id or name
+        network: String,
+    },
+    /// Delete networks that have no ports any more
+    Delete {
+        /// Ids or names
+        #[arg(required = true)]
+        networks: Vec<String>,
+    },
+    /// Show which host knows which address of the network behind which tunnel
+    L2 {
+        /// Id or name
+        network: String,
+    },
+}
+
+const COLUMNS: &[Column] = &[
+    ("id", |network| cell(&network["id"])),
+    ("name", |network| cell(&network["name"])),
+    ("status", |network| cell(&network["status"])),
+    ("vni", |network| cell(&network["provider:segmentation_id"])),
+    ("mtu", |network| cell(&network["mtu"])),
+    ("subnets", |network| cell(&network["subnets"])),
+];
+
+const ROWS: &[Column] = &[
+    ("id", |network| cell(&network["id"])),
+    ("name", |network| cell(&network["name"])),
+    ("status", |network| cell(&network["status"])),
+    ("type", |network| cell(&network["provider:network_type"])),
+    ("vni", |network| cell(&network["provider:segmentation_id"])),
+    ("mtu", |network| cell(&network["mtu"])),
+    ("shared", |network| cell(&network["shared"])),
+    ("subnets", |network| cell(&network["subnets"]).replace(", ", "\n")),
+    ("created", |network| cell(&network["created_at"])),
+];
+
+impl Command {
+    /// Does it.
+    pub(crate) fn run(self, app: &App) -> Result<()> {
+        match self {
+            Command::Create { name, subnet, mtu } => {
+                let mut body = json!({"network": {"name": name, "admin_state_up": true}});
+                if let Some(mtu) = mtu {
+                    body["network"]["mtu"] = json!(mtu);
+                }
+                let network = NETWORK.unwrap(app.session.post(Service::Network, "/networks", &body)?);
+                let id = id(&network)?;
+                let Some(range) = subnet else {
+                    return app.output.object(&network, ROWS, "id");
+                };
+                create_subnet(app, &id, &name, range, None).inspect_err(|_| {
+                    if let Err(error) = app.session.delete(Service::Network, &format!("/networks/{id}")) {
+                        eprintln!("godwit: network {id} is left behind without a subnet: {error}");
+                    }
+                })?;
+                app.output.object(&NETWORK.get(&app.session, &id)?, ROWS, "id")
+            }
+            Command::List => app.output.list(&NETWORK.list(&app.session, "")?, COLUMNS, "id"),
+            Command::Show { network } => {
+                app.output.object(&NETWORK.find(&app.session, &network)?, ROWS, "id")
+            }
+            Command::Delete { networks } => {
+                let networks = find_all(app, &NETWORK, &networks)?;
+                for network in &networks {
+                    app.session.delete(Service::Network, &format!("/networks/{}", id(network)?))?;
+                }
+                app.output.done("deleted network", &networks)
+            }
+            Command::L2 { network } => {
+                let id = NETWORK.find_id(&app.session, &network)?;
+                show_l2(app, &app.session.get(Service::Operator, &format!("/networks/{id}/l2"))?)
+            }
+        }
+    }
+}
+
+/// Prints simple fields as rows and each list of objects as a table under its name.
+fn show_l2(app: &App, tables: &Value) -> Result<()> {
+    if app.output.format() != Format::Table {
+        return app.output.any_object(tables, "network");
+    }
+    let (lists, simple): (Vec<_>, Vec<_>) = tables
+        .as_object()
+        .into_iter()
+        .flatten()
+        .partition(|(_, value)| value.as_array().is_some_and(|items| items.iter().all(Value::is_object)));
+    let simple = simple.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    app.output.any_object(&Value::Object(simple), "network")?;
+    for (name, items) in lists {
+        app.output.text(&format!("\n{}\n", name.to_uppercase()))?;
+        app.output.any_table(items.as_array().map(Vec::as_slice).unwrap_or_default())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! The built `godwit` against a service that remembers what it was asked.
+
+mod commands;
+mod exit_codes;
+mod support;
