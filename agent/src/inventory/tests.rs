@@ -1,0 +1,184 @@
+//! Trees of machines as kernels of many ages write them.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::*;
+
+const CPU: &str = "sys/devices/system/cpu";
+const NODE: &str = "sys/devices/system/node";
+
+/// A tree with these files.
+fn tree(files: &[(&str, &str)]) -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        write(root.path(), path, text);
+    }
+    root
+}
+
+fn write(root: &Path, path: &str, text: &str) {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn read(root: &TempDir) -> Result<Vec<Cell>, InventoryError> {
+    read_cells(root.path(), ORDINARY_PAGE_KIB)
+}
+
+fn ids(cell: &Cell) -> Vec<u32> {
+    cell.cpus.iter().map(|cpu| cpu.id).collect()
+}
+
+#[test]
+fn a_machine_without_numa_is_one_cell_with_all_its_memory() {
+    let root = tree(&[
+        ("sys/devices/system/cpu/online", "0-1\n"),
+        ("proc/meminfo", "MemTotal:        4196352 kB\nHugePages_Total:       7\n"),
+        ("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "1\n"),
+    ]);
+    let cells = read(&root).unwrap();
+    assert_eq!(cells.len(), 1);
+    assert_eq!((cells[0].id, ids(&cells[0])), (0, vec![0, 1]));
+    assert_eq!(cells[0].memory_bytes, 4_196_352 * 1024);
+    let pools: Vec<_> = cells[0].page_pools.iter().map(|pool| (pool.size_kib, pool.total)).collect();
+    assert_eq!(pools, [(4, (4_196_352 - 2048) / 4), (2048, 1)]);
+    assert!(cells[0].distances.is_empty());
+}
+
+#[test]
+fn an_offline_cpu_is_nowhere() {
+    let root = tree(&[
+        (&format!("{CPU}/online"), "0,2-3\n"),
+        (&format!("{CPU}/cpu2/online"), "0\n"),
+        (&format!("{CPU}/cpu3/topology/thread_siblings_list"), "1-3\n"),
+        (&format!("{NODE}/node0/cpulist"), "0-3\n"),
+    ]);
+    let cells = read(&root).unwrap();
+    assert_eq!(ids(&cells[0]), [0, 3]);
+    assert_eq!(cells[0].cpus[1].siblings, [3], "siblings that are offline do not count");
+    assert_eq!(cells[0].shared_cpus, [0, 3]);
+}
+
+#[test]
+fn masks_serve_where_there_are_no_lists() {
+    let root = tree(&[
+        (&format!("{CPU}/online"), "0-39"),
+        (&format!("{CPU}/cpu33/topology/thread_siblings"), "00000002,00000002\n"),
+        (&format!("{NODE}/node0/cpumap"), "00000003,00000000\n"),
+        (&format!("{NODE}/node7/cpumap"), "000000fc,ffffffff\n"),
+    ]);
+    let cells = read(&root).unwrap();
+    assert_eq!(ids(&cells[0]), [32, 33]);
+    assert_eq!(cells[0].cpus[1].siblings, [1, 33]);
+    assert_eq!((cells[1].id, cells[1].cpus.len()), (7, 38));
+}
+
+#[test]
+fn sparse_nodes_keep_their_numbers_and_distances() {
+    let root = tree(&[
+        (&format!("{CPU}/online"), "0-1"),
+        (&format!("{NODE}/node0/cpulist"), "0\n"),
+        (&format!("{NODE}/node0/distance"), "10 21 31\n"),
+        (&format!("{NODE}/node4/cpulist"), "1\n\0"),
+        (&format!("{NODE}/node4/distance"), "21 10 31\n"),
+        (&format!("{NODE}/node4/meminfo"), "\nNode 4 MemTotal:   2048 kB\nNode 4 HugePages_Total:  0\n"),
+        (&format!("{NODE}/node72/cpulist"), "\n"),
+        (&format!("{NODE}/node72/distance"), "31 31 10\n"),
+        (&format!("{NODE}/nodes"), "not a node"),
+    ]);
+    let cells = read(&root).unwrap();
+    assert_eq!(cells.iter().map(|cell| cell.id).collect::<Vec<_>>(), [0, 4, 72]);
+    assert_eq!(cells[1].distances, BTreeMap::from([(0, 21), (4, 10), (72, 31)]));
+    assert_eq!((cells[0].memory_bytes, cells[1].memory_bytes), (0, 2 << 20), "a cell may lack memory");
+    assert!(cells[2].cpus.is_empty(), "a cell may lack CPUs");
+}
+
+#[test]
+fn huge_pages_are_not_ordinary_memory_as_well() {
+    let pool = |size: u32| format!("{NODE}/node0/hugepages/hugepages-{size}kB/nr_hugepages");
+    let root = tree(&[
+        (&format!("{CPU}/online"), "0"),
+        (&format!("{NODE}/node0/cpulist"), "0\n"),
+        (&format!("{NODE}/node0/meminfo"), "Node 0 MemTotal:  4194304 kB\n"),
+        (&pool(64), "0\n"),
+        (&pool(2048), "512\n"),
+        (&pool(1_048_576), "9\n"),
+    ]);
+    let cells = read(&root).unwrap();
+    let pools: Vec<_> = cells[0].page_pools.iter().map(|pool| (pool.size_kib, pool.total)).collect();
+    // More huge pages than memory: nothing is left, and nothing wraps round.
+    assert_eq!(pools, [(4, 0), (64, 0), (2048, 512), (1_048_576, 9)]);
+}
+
+#[test]
+fn an_old_kernel_counts_its_huge_pages_in_meminfo() {
+    let root = tree(&[
+        (&format!("{CPU}/cpu0/topology/core_id"), "0\n"),
+        (&format!("{CPU}/cpu1/topology/core_id"), "1\n"),
+        (&format!("{NODE}/node0/cpulist"), "0-1\n"),
+        (&format!("{NODE}/node0/meminfo"), "Node 0 MemTotal: 8192 kB\nNode 0 HugePages_Total:     2\n"),
+        ("proc/meminfo", "Hugepagesize:     2048 kB\n"),
+    ]);
+    let cells = read(&root).unwrap();
+    let pools: Vec<_> = cells[0].page_pools.iter().map(|pool| (pool.size_kib, pool.total)).collect();
+    assert_eq!(pools, [(4, 1024), (2048, 2)]);
+}
+
+#[test]
+fn a_cpu_that_no_node_claims_is_not_lost() {
+    let root = tree(&[(&format!("{CPU}/online"), "0-2"), (&format!("{NODE}/node3/cpulist"), "0-1\n")]);
+    assert_eq!(ids(&read(&root).unwrap()[0]), [0, 1, 2]);
+}
+
+#[test]
+fn a_tree_that_is_no_machines_is_an_error_that_names_it() {
+    let root = tree(&[("proc/meminfo", "MemTotal: 1 kB")]);
+    assert!(matches!(read(&root), Err(InventoryError::NoCpus { .. })));
+    for (path, text) in [
+        ("online", "0-"),
+        ("online", "3-1"),
+        ("online", "0-4294967295"),
+        ("cpu0/topology/core_id", "one"),
+        ("cpu0/topology/core_cpus_list", "0;1"),
+        ("cpu0/topology/core_cpus", "xyz"),
+    ] {
+        let root = tree(&[(&format!("{CPU}/online"), "0")]);
+        write(root.path(), &format!("{CPU}/{path}"), text);
+        let error = read(&root).unwrap_err().to_string();
+        assert!(error.contains(path) && error.contains(text), "{error}");
+    }
+}
+
+#[test]
+fn cpus_get_their_roles_and_unknown_ones_are_told() {
+    let root = tree(&[
+        (&format!("{CPU}/online"), "0-3"),
+        (&format!("{NODE}/node0/cpulist"), "0-1"),
+        (&format!("{NODE}/node1/cpulist"), "2-3"),
+    ]);
+    let mut cells = read(&root).unwrap();
+    assert_eq!(assign_cpus(&mut cells, None, &[1, 2, 9]), BTreeSet::from([9]));
+    assert_eq!((&cells[0].shared_cpus[..], &cells[0].dedicated_cpus[..]), (&[0][..], &[1][..]));
+    assert_eq!((&cells[1].shared_cpus[..], &cells[1].dedicated_cpus[..]), (&[3][..], &[2][..]));
+    assert_eq!(assign_cpus(&mut cells, Some(&[0, 1]), &[0, 1]), BTreeSet::new());
+    assert_eq!((&cells[0].shared_cpus[..], &cells[0].dedicated_cpus[..]), (&[0, 1][..], &[0, 1][..]));
+    assert!(cells[1].shared_cpus.is_empty());
+}
+
+#[test]
+fn this_machine_can_be_read() {
+    let cells = read_cells(Path::new("/"), ORDINARY_PAGE_KIB).unwrap();
+    let cpus: usize = cells.iter().map(|cell| cell.cpus.len()).sum();
+    assert!(cpus >= std::thread::available_parallelism().unwrap().get());
+    assert!(cells.iter().any(|cell| cell.memory_bytes > 0));
+}
+
+#[test]
+fn the_cpu_is_named_where_the_kernel_names_it() {
+    let root = tree(&[("proc/cpuinfo", "processor\t: 0\nmodel name\t: A Fine CPU @ 3.0GHz\n")]);
+    assert_eq!(cpu_model(root.path()).unwrap(), "A Fine CPU @ 3.0GHz");
+    assert_eq!(cpu_model(tree(&[]).path()).unwrap(), "");
+}
