@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod oracle;
 mod setup;
 mod tidy;
 
@@ -22,6 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Answer placement and topology questions with Godwit's own code
+    Oracle(oracle::Arguments),
     /// Install what building, the demo and the tests need
     Setup(setup::Arguments),
     /// Check crate arrows, module docs, file length and forbidden words
@@ -30,6 +33,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
+        Task::Oracle(arguments) => oracle::run(&arguments).map_err(Into::into),
         Task::Setup(arguments) => setup::run(&arguments).map_err(Into::into),
         Task::Tidy(arguments) => tidy::run(&arguments).map_err(Into::into),
     };
