@@ -70,12 +70,7 @@ impl Command {
     pub(crate) fn run(self, app: &App) -> Result<()> {
         match self {
             Command::List => app.output.list(&HOST.list(&app.session, "")?, COLUMNS, "id"),
-            Command::Show { host } => {
-                let host = HOST.find(&app.session, &host)?;
-                // The list holds less than the host's own page.
-                let host = HOST.get(&app.session, &id(&host)?)?;
-                app.output.any_object(&host, "id")
-            }
+            Command::Show { host } => app.output.any_object(&HOST.find(&app.session, &host)?, "id"),
             Command::Token { ttl } => token(app, ttl),
             Command::Enable { host } => set_enabled(app, &host, true, None),
             Command::Disable { host, reason } => set_enabled(app, &host, false, reason),

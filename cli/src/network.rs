@@ -1,13 +1,13 @@
 //! `godwit network`: networks between servers, and who knows where their ports are.
 
 use crate::error::Result;
-use crate::output::{Column, Format, cell};
+use crate::output::{Column, cell};
 use crate::resource::{NETWORK, id};
 use crate::session::Service;
 use crate::subnet::{Range, create_subnet};
 use crate::{App, find_all};
 use clap::Subcommand;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// What can be done with networks.
 #[derive(Subcommand)]
@@ -98,27 +98,9 @@ impl Command {
             }
             Command::L2 { network } => {
                 let id = NETWORK.find_id(&app.session, &network)?;
-                show_l2(app, &app.session.get(Service::Operator, &format!("/networks/{id}/l2"))?)
+                let tables = app.session.get(Service::Operator, &format!("/networks/{id}/l2"))?;
+                app.output.any_object(&tables, "network")
             }
         }
     }
-}
-
-/// Prints simple fields as rows and each list of objects as a table under its name.
-fn show_l2(app: &App, tables: &Value) -> Result<()> {
-    if app.output.format() != Format::Table {
-        return app.output.any_object(tables, "network");
-    }
-    let (lists, simple): (Vec<_>, Vec<_>) = tables
-        .as_object()
-        .into_iter()
-        .flatten()
-        .partition(|(_, value)| value.as_array().is_some_and(|items| items.iter().all(Value::is_object)));
-    let simple = simple.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    app.output.any_object(&Value::Object(simple), "network")?;
-    for (name, items) in lists {
-        app.output.text(&format!("\n{}\n", name.to_uppercase()))?;
-        app.output.any_table(items.as_array().map(Vec::as_slice).unwrap_or_default())?;
-    }
-    Ok(())
 }

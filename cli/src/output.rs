@@ -57,25 +57,34 @@ impl Output {
         }
     }
 
-    /// Writes one object whose fields we do not all know: simple ones as rows, the rest as JSON.
+    /// Writes one object whose fields we do not all know: for people its simple fields as rows, then each list
+    /// of objects as a table under its name.
     pub(crate) fn any_object(&self, item: &Value, id_field: &str) -> Result<()> {
-        match (self.format, item) {
-            (Format::Table, Value::Object(fields)) => {
-                self.rows(fields.iter().map(|(name, value)| (name.replace('_', " "), cell(value))))
-            }
-            _ => self.object(item, &[], id_field),
+        if self.format != Format::Table {
+            return self.object(item, &[], id_field);
         }
+        let mut rows = Vec::new();
+        let mut lists = Vec::new();
+        flatten("", item, &mut rows, &mut lists);
+        rows.sort_by_key(|(name, _)| field_order(name));
+        self.rows(rows.into_iter())?;
+        for (name, items) in lists {
+            self.text(&format!("\n{}\n", name.to_uppercase()))?;
+            self.any_table(items)?;
+        }
+        Ok(())
     }
 
-    /// Writes a table of objects whose fields we do not all know, a column a field.
-    pub(crate) fn any_table(&self, items: &[Value]) -> Result<()> {
+    fn any_table(&self, items: &[Value]) -> Result<()> {
         let fields: BTreeSet<&String> =
             items.iter().filter_map(Value::as_object).flat_map(|object| object.keys()).collect();
+        let mut fields: Vec<_> = fields.into_iter().collect();
+        fields.sort_by_key(|name| field_order(name));
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
         table.set_header(fields.iter().map(|field| field.replace('_', " ").to_uppercase()));
         for item in items {
-            table.add_row(fields.iter().map(|field| cell(&item[field.as_str()])));
+            table.add_row(fields.iter().map(|field| brief(&item[field.as_str()])));
         }
         self.text(&trimmed(&table))
     }
@@ -137,12 +146,51 @@ fn trimmed(table: &Table) -> String {
     lines.collect()
 }
 
+/// Collects the simple fields of `value` under their paths, and its lists of objects.
+fn flatten<'a>(
+    path: &str,
+    value: &'a Value,
+    rows: &mut Vec<(String, String)>,
+    lists: &mut Vec<(String, &'a [Value])>,
+) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let name = name.replace('_', " ");
+                let path = if path.is_empty() { name } else { format!("{path} {name}") };
+                flatten(&path, value, rows, lists);
+            }
+        }
+        Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_object) => {
+            lists.push((path.to_owned(), items));
+        }
+        simple => rows.push((path.to_owned(), cell(simple))),
+    }
+}
+
+/// What a thing is called comes first, the rest by the alphabet.
+fn field_order(name: &str) -> (usize, String) {
+    let first = ["id", "name", "host"];
+    (first.iter().position(|field| *field == name).unwrap_or(first.len()), name.to_owned())
+}
+
+/// A value in a table's cell: of a list of objects only their ids, or how many they are.
+fn brief(value: &Value) -> String {
+    match value {
+        Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_object) => {
+            let ids: Option<Vec<_>> = items.iter().map(|item| item.get("id").map(cell)).collect();
+            ids.map_or_else(|| items.len().to_string(), |ids| ids.join(", "))
+        }
+        other => cell(other),
+    }
+}
+
 /// A value in a cell: text as it is, nothing for null, the rest as JSON.
 pub(crate) fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => clean(text),
-        Value::Array(items) if items.iter().all(Value::is_string) => {
+        Value::Array(items) if !items.iter().any(|item| item.is_object() || item.is_array()) => {
             items.iter().map(cell).collect::<Vec<_>>().join(", ")
         }
         other => other.to_string(),
@@ -168,7 +216,19 @@ mod tests {
     fn cells_read_like_text() {
         assert_eq!(cell(&json!(null)), "");
         assert_eq!(cell(&json!(["a", "b"])), "a, b");
+        assert_eq!(cell(&json!([0, 1])), "0, 1");
         assert_eq!(cell(&json!(1.5)), "1.5");
         assert_eq!(cell(&json!({"a": 1})), r#"{"a":1}"#);
+    }
+
+    #[test]
+    fn an_unknown_object_becomes_rows_and_tables() {
+        let host = json!({"name": "h1", "inventory": {"kernel": "6.1", "cells": [{"id": 0, "cpus": [{"id": 0}, {"id": 2}]}]}});
+        let (mut rows, mut lists) = (Vec::new(), Vec::new());
+        flatten("", &host, &mut rows, &mut lists);
+        assert_eq!(rows, [("inventory kernel".into(), "6.1".into()), ("name".into(), "h1".to_owned())]);
+        assert_eq!(lists[0].0, "inventory cells");
+        assert_eq!(brief(&lists[0].1[0]["cpus"]), "0, 2");
+        assert_eq!(brief(&json!([{"size_kib": 4}])), "1");
     }
 }

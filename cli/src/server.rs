@@ -167,22 +167,28 @@ fn delete(app: &App, names: &[String], waiting: &Waiting) -> Result<()> {
             wait_gone(app, server, waiting.timeout())?;
         }
     }
-    app.output.done("deleted server", &servers)
+    app.output.done(if waiting.wait { "deleted server" } else { "deleting server" }, &servers)
 }
 
 fn wait_gone(app: &App, server: &Value, timeout: Duration) -> Result<()> {
     let id = id(server)?;
     let what = format!("server {} is deleted", title(server));
     let bar = app.progress.spinner(&format!("deleting {}", title(server)));
+    let mut resting_since: Option<Instant> = None;
     Wait { what: &what, look: format!("godwit server show {id}"), timeout }.run(&bar, || {
-        match SERVER.get(&app.session, &id) {
-            Err(error) if error.is_not_found() => Ok(Look::Done(())),
-            Err(error) => Err(error),
-            Ok(server) if server["status"] == "ERROR" && server["OS-EXT-STS:task_state"].is_null() => {
-                Err(failed(&server, "could not be deleted"))
-            }
-            Ok(server) => Ok(Look::Not(state(&server))),
+        let server = match SERVER.get(&app.session, &id) {
+            Ok(server) => server,
+            Err(error) if error.is_not_found() => return Ok(Look::Done(())),
+            Err(error) => return Err(error),
+        };
+        // It may have been in ERROR before: only one that stays so without a task was not deleted.
+        let rests = server["status"] == "ERROR" && server["OS-EXT-STS:task_state"].is_null();
+        if !rests {
+            resting_since = None;
+        } else if resting_since.get_or_insert_with(Instant::now).elapsed() >= AT_REST {
+            return Err(failed(&server, "could not be deleted"));
         }
+        Ok(Look::Not(state(&server)))
     })
 }
 
@@ -208,11 +214,10 @@ fn wait_status(app: &App, server: &Value, wanted: &str, doing: &str, timeout: Du
     let mut resting_since: Option<Instant> = None;
     Wait { what: &what, look: format!("godwit server show {id}"), timeout }.run(&bar, || {
         let server = SERVER.get(&app.session, &id)?;
-        if server["status"] == "ERROR" {
-            return Err(failed(&server, "failed"));
-        }
         if !server["OS-EXT-STS:task_state"].is_null() {
             resting_since = None;
+        } else if server["status"] == "ERROR" {
+            return Err(failed(&server, "failed"));
         } else if server["status"] == wanted {
             return Ok(Look::Done(server));
         } else if matches!(server["status"].as_str(), Some("ACTIVE" | "SHUTOFF" | "PAUSED"))

@@ -3,7 +3,7 @@
 use crate::App;
 use crate::error::Result;
 use crate::host;
-use crate::output::{Format, cell};
+use crate::output::Format;
 use crate::session::Service;
 use serde_json::{Value, json};
 
@@ -21,21 +21,10 @@ pub(crate) fn run(app: &App) -> Result<()> {
         }
         Format::Ids => app.output.list(&hosts, host::COLUMNS, "id"),
         Format::Table => {
-            let mut rows = json!({"client_version": env!("CARGO_PKG_VERSION")});
-            for (name, value) in status.as_object().into_iter().flatten() {
-                rows[name] = match value {
-                    Value::Object(counts) => Value::from(counted(counts)),
-                    other => other.clone(),
-                };
-            }
-            app.output.any_object(&rows, "version")?;
+            status["client_version"] = json!(env!("CARGO_PKG_VERSION"));
+            app.output.any_object(&status, "version")?;
             app.output.text("\n")?;
             app.output.table(&hosts, host::COLUMNS)
         }
     }
-}
-
-/// `{"ACTIVE": 2, "ERROR": 1}` as `2 ACTIVE, 1 ERROR`.
-fn counted(counts: &serde_json::Map<String, Value>) -> String {
-    counts.iter().map(|(name, count)| format!("{} {name}", cell(count))).collect::<Vec<_>>().join(", ")
 }

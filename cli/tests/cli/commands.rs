@@ -410,6 +410,20 @@ fn a_deleted_server_is_waited_for_until_it_is_gone() {
 }
 
 #[test]
+fn a_failed_server_can_be_deleted_and_waited_for() {
+    let mut polls = 0;
+    let service = Service::start(move |request| match request.line().as_str() {
+        "GET /compute/v2.1/servers/s-1" => {
+            polls += 1;
+            (polls < 4).then(|| Answer::json(200, server("ERROR", json!({}))))
+        }
+        "DELETE /compute/v2.1/servers/s-1" => Some(Answer(204, Vec::new())),
+        _ => None,
+    });
+    assert_eq!(service.run(&["server", "delete", "s-1", "--wait"]).text(), "deleted server web (s-1)\n");
+}
+
+#[test]
 fn one_wrong_name_deletes_nothing() {
     let service = Service::start(|request| match request.line().as_str() {
         "GET /compute/v2.1/servers/s-1" => ok(server("ACTIVE", json!({}))),
@@ -557,7 +571,7 @@ fn the_status_is_one_view() {
         _ => None,
     });
     let run = service.run(&["status"]);
-    for words in ["9.9", "2 ACTIVE", "h1", "up", "enabled", "1 GiB"] {
+    for words in ["9.9", "instances ACTIVE", "h1", "up", "enabled", "1 GiB"] {
         assert!(run.text().contains(words), "{words}: {}", run.text());
     }
     assert_eq!(service.run(&["status", "--json"]).json()["hosts"][0]["name"], "h1");
