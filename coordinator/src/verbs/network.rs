@@ -1,0 +1,213 @@
+//! Making, changing and removing networks.
+
+use super::{Decision, check_tags, check_text};
+use crate::addresses::{self, range};
+use crate::error::Error;
+use crate::fleet::network::{Network, Port, Subnet};
+use crate::fleet::{Change, Fleet, Time};
+use godwit_protocol::id::{NetworkId, ProjectId};
+use std::ops::RangeInclusive;
+
+/// MTU of a network as long as no host has said what its underlay takes.
+const UNKNOWN_MTU: u32 = 1450;
+
+/// The smallest MTU that IPv6 allows (RFC 8200) and that guests are given.
+const MIN_MTU: u32 = 1280;
+
+/// A network to be made.
+#[derive(Clone, Debug)]
+pub struct NewNetwork {
+    /// Need not be unique.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// Owner.
+    pub project: ProjectId,
+    /// Ports may be made by every project.
+    pub shared: bool,
+    /// Must be true.
+    pub admin_state_up: bool,
+    /// VXLAN number; none: one of the range.
+    pub vni: Option<u32>,
+    /// In bytes; none: the most that all hosts' underlays take.
+    pub mtu: Option<u32>,
+}
+
+/// What changes of a network; none: as it is.
+#[derive(Clone, Debug, Default)]
+pub struct NetworkUpdate {
+    /// New name.
+    pub name: Option<String>,
+    /// New description.
+    pub description: Option<String>,
+    /// Shared from now on, or not.
+    pub shared: Option<bool>,
+    /// Must not be false.
+    pub admin_state_up: Option<bool>,
+    /// New MTU in bytes; guests learn of it when they are made anew.
+    pub mtu: Option<u32>,
+    /// New labels.
+    pub tags: Option<Vec<String>>,
+}
+
+/// The host whose underlay takes the least, with the MTU that an overlay may have there.
+fn tightest(fleet: &Fleet) -> Option<(&str, u32)> {
+    let of = |host| {
+        let host: &crate::fleet::host::Host = host;
+        let underlay = &host.inventory.as_ref()?.underlay;
+        Some((host.name.as_str(), addresses::overlay_mtu(underlay)))
+    };
+    fleet.hosts.values().filter_map(of).min_by_key(|(_, mtu)| *mtu)
+}
+
+fn check_mtu(fleet: &Fleet, mtu: u32) -> Result<u32, Error> {
+    if mtu < MIN_MTU {
+        return Err(Error::Invalid(format!("An MTU of {mtu} is too small; at least {MIN_MTU} is needed.")));
+    }
+    match tightest(fleet) {
+        Some((host, most)) if mtu > most => Err(Error::Invalid(format!(
+            "An MTU of {mtu} is too large: the underlay of host {host} leaves room for {most}. Ask for {most} or \
+             less, or raise that link's MTU to {} or more.",
+            mtu + 50
+        ))),
+        None if mtu > 65_485 => {
+            Err(Error::Invalid(format!("An MTU of {mtu} is too large; 65485 is the limit.")))
+        }
+        _ => Ok(mtu),
+    }
+}
+
+fn choose_vni(
+    fleet: &Fleet,
+    wanted: Option<u32>,
+    range: &RangeInclusive<u32>,
+    luck: u32,
+) -> Result<u32, Error> {
+    let holder = |vni| fleet.networks.values().find(|n| n.vni == vni);
+    match wanted {
+        Some(vni) if !(1..=0xff_ffff).contains(&vni) => {
+            Err(Error::Invalid(format!("{vni} is no VXLAN number; they go from 1 to 16777215.")))
+        }
+        Some(vni) => match holder(vni) {
+            Some(network) => {
+                Err(Error::Conflict(format!("The VXLAN number {vni} is taken by network {}.", network.id)))
+            }
+            None => Ok(vni),
+        },
+        None => range::free_vni(range, luck, |vni| holder(vni).is_some()).ok_or_else(|| {
+            Error::Exhausted(format!(
+                "All VXLAN numbers from {} to {} are taken; delete a network, or widen vni_range in \
+                 coordinator.toml.",
+                range.start(),
+                range.end()
+            ))
+        }),
+    }
+}
+
+/// Taking a whole network down is not built; a switch that does nothing would be a lie.
+fn check_up(up: bool) -> Result<(), Error> {
+    if up {
+        return Ok(());
+    }
+    Err(Error::Invalid("A network cannot be taken down here: admin_state_up must be true.".into()))
+}
+
+/// Makes a network. `luck` is a random number.
+///
+/// # Errors
+/// Bad texts or MTU; no free number; a wanted number that is taken.
+pub fn create(
+    fleet: &Fleet,
+    new: NewNetwork,
+    range: &RangeInclusive<u32>,
+    luck: u32,
+    now: Time,
+) -> Decision<Network> {
+    check_text("name", &new.name)?;
+    check_text("description", &new.description)?;
+    check_up(new.admin_state_up)?;
+    let mtu = match new.mtu {
+        Some(mtu) => check_mtu(fleet, mtu)?,
+        None => tightest(fleet).map_or(UNKNOWN_MTU, |(_, most)| most).max(MIN_MTU),
+    };
+    let network = Network {
+        id: NetworkId::random(),
+        name: new.name,
+        description: new.description,
+        project: new.project,
+        vni: choose_vni(fleet, new.vni, range, luck)?,
+        mtu,
+        shared: new.shared,
+        admin_state_up: true,
+        tags: Vec::new(),
+        generation: 1,
+        revision: 1,
+        created_at: now,
+        updated_at: now,
+    };
+    Ok((vec![network.clone().into()], network))
+}
+
+/// Changes a network. Hosts are to be told when the MTU changed.
+///
+/// # Errors
+/// No such network; bad texts or MTU.
+pub fn update(fleet: &Fleet, id: NetworkId, update: NetworkUpdate, now: Time) -> Decision<Network> {
+    let mut network = find(fleet, id)?.clone();
+    if let Some(name) = update.name {
+        check_text("name", &name)?;
+        network.name = name;
+    }
+    if let Some(description) = update.description {
+        check_text("description", &description)?;
+        network.description = description;
+    }
+    if let Some(mtu) = update.mtu {
+        network.mtu = check_mtu(fleet, mtu)?;
+        network.generation += 1;
+    }
+    if let Some(tags) = update.tags {
+        check_tags(&tags)?;
+        network.tags = tags;
+    }
+    if update.shared == Some(false)
+        && let Some(port) = fleet.ports.values().find(|p| p.network == id && p.project != network.project)
+    {
+        return Err(Error::Conflict(format!(
+            "Network {id} must stay shared: port {} belongs to another project.",
+            port.id
+        )));
+    }
+    network.shared = update.shared.unwrap_or(network.shared);
+    check_up(update.admin_state_up.unwrap_or(true))?;
+    network.revision += 1;
+    network.updated_at = now;
+    Ok((vec![network.clone().into()], network))
+}
+
+/// Removes a network and its subnets.
+///
+/// # Errors
+/// No such network; it has ports.
+pub fn delete(fleet: &Fleet, id: NetworkId) -> Decision<()> {
+    let network = find(fleet, id)?;
+    let ports: Vec<&Port> = fleet.ports.values().filter(|p| p.network == id).collect();
+    if let Some(port) = ports.first() {
+        return Err(Error::Conflict(format!(
+            "Network {id} is in use: it has {} port(s), {} among them.",
+            ports.len(),
+            port.id
+        )));
+    }
+    let subnets = fleet.subnets.values().filter(|s| s.network == id).map(Change::gone::<Subnet>);
+    Ok((subnets.chain([Change::gone(network)]).collect(), ()))
+}
+
+/// The network of that id.
+///
+/// # Errors
+/// There is none.
+pub fn find(fleet: &Fleet, id: NetworkId) -> Result<&Network, Error> {
+    fleet.networks.get(&id).ok_or_else(|| Error::not_found("Network", id))
+}
