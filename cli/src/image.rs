@@ -155,8 +155,14 @@ fn create(app: &App, path: &Path, metadata: &Value) -> Result<()> {
 }
 
 fn upload(app: &App, id: &str, file: &mut File, size: u64, bar: &ProgressBar) -> Result<Value> {
-    let mut source = Metered::new(file.take(size), bar);
-    app.session.upload(Service::Image, &format!("/images/{id}/file"), size, &mut source)?;
+    let mut source = Metered::new(file.take(size), bar).exactly(size);
+    let answer = app.session.upload(Service::Image, &format!("/images/{id}/file"), size, &mut source);
+    answer.map_err(|error| match error {
+        Error::Unreachable { reason, .. } if source.count > 0 => {
+            Error::Failed(format!("the upload broke off after {} of {size} bytes: {reason}", source.count))
+        }
+        other => other,
+    })?;
     let sent = source.digest();
     let waiting = app.progress.spinner("the service checks the image");
     let wait = Wait {
@@ -208,7 +214,10 @@ fn save(app: &App, wanted: &str, path: &Path) -> Result<()> {
                 "an image is not for a terminal: give a file or redirect the output".into(),
             ));
         }
-        io::copy(&mut source, &mut io::stdout().lock())?;
+        io::copy(&mut source, &mut io::stdout().lock()).map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Error::Output(error),
+            _ => Error::Failed(format!("the download broke off after {} bytes: {error}", source.count)),
+        })?;
     } else {
         save_file(&mut source, path)?;
     }
@@ -281,12 +290,20 @@ fn properties(image: &Value) -> String {
 struct Metered<'a, R> {
     source: R,
     hash: Sha512,
+    count: u64,
+    /// An end before this many bytes is an error.
+    least: u64,
     bar: &'a ProgressBar,
 }
 
 impl<'a, R> Metered<'a, R> {
     fn new(source: R, bar: &'a ProgressBar) -> Self {
-        Metered { source, hash: Sha512::new(), bar }
+        Metered { source, hash: Sha512::new(), count: 0, least: 0, bar }
+    }
+
+    fn exactly(mut self, size: u64) -> Self {
+        self.least = size;
+        self
     }
 
     fn digest(self) -> String {
@@ -297,8 +314,27 @@ impl<'a, R> Metered<'a, R> {
 impl<R: Read> Read for Metered<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.source.read(buffer)?;
+        if count == 0 && self.count < self.least && !buffer.is_empty() {
+            return Err(io::Error::other("the file became shorter meanwhile"));
+        }
         self.hash.update(&buffer[..count]);
+        self.count += count as u64;
         self.bar.inc(count as u64);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_shrinks_under_the_upload_is_an_error() {
+        let bar = ProgressBar::hidden();
+        let mut whole = Metered::new(&b"abc"[..], &bar).exactly(3);
+        assert_eq!(io::copy(&mut whole, &mut io::sink()).unwrap(), 3);
+        assert!(whole.digest().starts_with("ddaf35a193617aba"), "sha512 of abc, FIPS 180-2");
+        let mut short = Metered::new(&b"ab"[..], &bar).exactly(3);
+        assert!(io::copy(&mut short, &mut io::sink()).is_err());
     }
 }

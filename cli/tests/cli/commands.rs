@@ -196,6 +196,22 @@ fn a_refused_upload_is_told_in_the_services_words_and_taken_back() {
 }
 
 #[test]
+fn a_connection_cut_during_an_upload_is_told_with_how_far_it_came() {
+    let service = Service::start(|request| match request.line().as_str() {
+        "POST /image/v2/images" => Some(Answer::json(201, json!({"id": "i-1"}))),
+        // The support code hangs up instead of answering.
+        "PUT /image/v2/images/i-1/file" => Some(Answer(0, Vec::new())),
+        "DELETE /image/v2/images/i-1" => Some(Answer(204, Vec::new())),
+        _ => None,
+    });
+    std::fs::write(service.folder().join("f"), "abc").unwrap();
+    let run = service.run(&["image", "create", "x", "--file", "f", "--disk-format", "raw"]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("broke off after 3 of 3 bytes"), "{}", run.stderr);
+    assert_eq!(service.take_lines().last().unwrap(), "DELETE /image/v2/images/i-1");
+}
+
+#[test]
 fn a_saved_image_is_whole_or_not_there() {
     let content = b"the image".to_vec();
     let hash = Arc::new(Mutex::new(hex::encode(Sha512::digest(&content))));

@@ -38,7 +38,7 @@ impl Request {
     }
 }
 
-/// A status and a body.
+/// A status and a body; with status 0 the service hangs up.
 pub(crate) struct Answer(pub u16, pub Vec<u8>);
 
 impl Answer {
@@ -165,6 +165,9 @@ fn serve(stream: TcpStream, address: SocketAddr, seen: &Mutex<Vec<Request>>, han
         let answer = (handler.lock().unwrap())(&request);
         answer.unwrap_or_else(|| Answer::fault(404, "itemNotFound", "not here"))
     };
+    if answer.0 == 0 {
+        return;
+    }
     let mut stream = reader.into_inner();
     let head = format!(
         "HTTP/1.1 {} X\r\nContent-Length: {}\r\nConnection: close\r\nX-Subject-Token: token-1\r\n\
