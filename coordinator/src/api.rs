@@ -1,6 +1,7 @@
 //! The API: OpenStack's wire protocol for users and tools, `/operator/v1` for what OpenStack cannot say.
 //! Handlers translate and decide nothing; OpenStack's words stay below this module.
 
+mod attributes;
 pub mod compute;
 pub mod context;
 pub mod fault;

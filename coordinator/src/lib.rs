@@ -2,6 +2,7 @@
 //! functions; effects (store, agents, API) are at its rim.
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod agents;
 pub mod api;
 pub mod app;
@@ -21,3 +22,4 @@ pub mod placement;
 pub mod reconcile;
 pub mod store;
 pub mod tokens;
+pub mod verbs;

@@ -234,6 +234,12 @@ impl Links {
         format!("{}{path}", self.base)
     }
 
+    /// Links that point to `base`.
+    #[cfg(test)]
+    pub(crate) fn for_tests(base: &str) -> Self {
+        Self { base: base.to_owned() }
+    }
+
     /// By the Host header when it can be true: over TLS any, over the plain listener only loopback's names (others
     /// come through somebody's proxy, which the configured URL is about).
     fn choose(url: &str, via: Option<Via>, host: Option<&str>) -> Self {
