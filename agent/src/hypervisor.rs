@@ -2,7 +2,11 @@
 //! [`fake`] the simulator's.
 
 pub mod domain_xml;
+mod events;
 pub mod fake;
+mod kvm_proof;
+pub mod libvirt;
+mod raw;
 
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::host::{Cell, HypervisorInfo};
