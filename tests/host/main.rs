@@ -5,3 +5,4 @@
 #![forbid(unsafe_code)]
 
 mod guest;
+mod lab;

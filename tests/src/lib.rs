@@ -8,10 +8,15 @@ pub mod lab;
 
 use std::path::{Path, PathBuf};
 
-/// Cargo's target folder: the one that this program, or test, was built into.
-pub fn target_folder() -> PathBuf {
+/// The folder of built programs that the running one belongs to, such as target/debug.
+pub fn programs_folder() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
-    // target/debug/xtask, target/debug/deps/host-0123456789abcdef
-    let profile = program.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
-    profile.and_then(Path::parent).unwrap_or(Path::new("target")).to_path_buf()
+    // target/debug/xtask, or target/debug/deps/host-0123456789abcdef
+    let folder = program.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+    folder.unwrap_or(Path::new("/")).to_path_buf()
+}
+
+/// Cargo's target folder: the one that the running program was built into.
+pub fn target_folder() -> PathBuf {
+    programs_folder().parent().unwrap_or(Path::new("/")).to_path_buf()
 }
