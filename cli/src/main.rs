@@ -47,19 +47,22 @@ const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 
     5 timed out waiting.\nThe cloud is taken from --os-cloud or OS_CLOUD and clouds.yaml, or from OS_AUTH_URL and \
     the other OS_* variables.";
 
+/// Keeps the options of all commands apart from a command's own.
+const HEADING: &str = "Global options";
+
 #[derive(Args)]
 struct Global {
     /// The cloud in clouds.yaml to talk to [default: $OS_CLOUD, or the only one]
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = HEADING)]
     os_cloud: Option<String>,
     /// Print JSON, and nothing else, on standard output
-    #[arg(long, global = true, conflicts_with = "quiet")]
+    #[arg(long, global = true, conflicts_with = "quiet", help_heading = HEADING)]
     json: bool,
     /// Print ids only, and no progress
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = HEADING)]
     quiet: bool,
     /// Print each HTTP request on standard error
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = HEADING)]
     verbose: bool,
 }
 

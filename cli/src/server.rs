@@ -81,7 +81,13 @@ pub(crate) struct Waiting {
     #[arg(long)]
     wait: bool,
     /// Wait at most this long
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        requires = "wait",
+        default_value_t = 600,
+        value_parser = clap::value_parser!(u64).range(1..=86400),
+    )]
     timeout: u64,
 }
 

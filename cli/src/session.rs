@@ -156,8 +156,9 @@ impl Session {
             let ms = start.elapsed().as_millis();
             match &result {
                 Ok(response) => {
-                    let id = header(response, "x-openstack-request-id").unwrap_or_default();
-                    eprintln!("{method} {url} → {} ({ms} ms) {id}", response.status().as_u16());
+                    let id = header(response, "x-openstack-request-id");
+                    let id = id.map(|id| format!(", {id}")).unwrap_or_default();
+                    eprintln!("{method} {url} → {} ({ms} ms{id})", response.status().as_u16());
                 }
                 Err(error) => eprintln!("{method} {url} → {error} ({ms} ms)"),
             }

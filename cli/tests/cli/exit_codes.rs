@@ -11,7 +11,7 @@ use std::thread;
 #[test]
 fn a_wrong_command_line_is_2() {
     let service = Service::start(|_| None);
-    let wrong: [&[&str]; 7] = [
+    let wrong: [&[&str]; 8] = [
         &["server", "frobnicate"],
         &["flavor", "create", "f", "--vcpus", "0", "--memory", "1G", "--disk", "1"],
         &["flavor", "create", "f", "--vcpus", "1", "--memory", "1.5G", "--disk", "1"],
@@ -19,6 +19,7 @@ fn a_wrong_command_line_is_2() {
         &["image", "create", "i", "--file", "absent", "--disk-format", "raw"],
         &["server", "list", "--json", "--quiet"],
         &["flavor", "set", "f"],
+        &["server", "stop", "s", "--timeout", "5"],
     ];
     for arguments in wrong {
         assert_eq!(service.run(arguments).code, 2, "{arguments:?}");
