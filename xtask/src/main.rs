@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod demo;
 mod oracle;
 mod setup;
 mod tidy;
@@ -23,6 +24,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Show Godwit's main job on three hosts of this machine
+    Demo(demo::Arguments),
     /// Answer placement and topology questions with Godwit's own code
     Oracle(oracle::Arguments),
     /// Install what building, the demo and the tests need
@@ -33,6 +36,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
+        Task::Demo(arguments) => demo::run(&arguments).map_err(Into::into),
         Task::Oracle(arguments) => oracle::run(&arguments).map_err(Into::into),
         Task::Setup(arguments) => setup::run(&arguments).map_err(Into::into),
         Task::Tidy(arguments) => tidy::run(&arguments).map_err(Into::into),

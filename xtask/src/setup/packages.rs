@@ -37,6 +37,7 @@ const BASE: &[Package] = &[
     package("bpftool", "", "the tests' second opinion on programs and maps"),
     package("iproute2", "", "links of the lab's hosts"),
     package("iputils-ping", "", "pings guests"),
+    package("curl", "", "reads metrics as a scrape does"),
     package("tcpdump", "", "the tests' second opinion on packets"),
     package("util-linux", "", "enters a lab host by hand (nsenter)"),
     package("busybox-static", "", "the guest image's user space"),
