@@ -1,0 +1,222 @@
+//! The overlay on this host: a bridge and a VXLAN device per network, and which host each address is behind.
+
+pub mod fake;
+pub mod netlink;
+#[cfg(test)]
+pub(crate) mod sandbox;
+
+use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::host::{Link, Underlay};
+use godwit_protocol::id::NetworkId;
+use godwit_protocol::network::{NetworkReported, NetworkWanted};
+use godwit_protocol::port::Mac;
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// What carries the guests' packets. Every call may block for as long as the kernel takes, which is short: nothing here
+/// waits for another machine.
+pub trait HostNetwork: Send + Sync {
+    /// Brings a network to the wanted state, by changing only what differs; a second time changes nothing. An order
+    /// older than the newest one seen of the network changes nothing either.
+    ///
+    /// # Errors
+    /// What is wanted makes no sense, does not fit the underlay, or the kernel refuses a step; the steps before it stay
+    /// done, and the next call goes on from there.
+    fn ensure(&self, wanted: &NetworkWanted) -> Result<Changes, NetworkError>;
+
+    /// Takes a network off this host, with whatever was attached to its bridge left without one. Says whether there was
+    /// anything; not being there is a success, and so is an order older than the newest one seen of the network.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn remove(&self, network: NetworkId, vni: u32, generation: u64) -> Result<bool, NetworkError>;
+
+    /// What is there, by the kernel's own account, in the order of VNIs.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn observe(&self) -> Result<Vec<NetworkReported>, NetworkError>;
+
+    /// The host's own links, in the order of their names: not loopback, and nothing that belongs to guests or overlays.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn links(&self) -> Result<Vec<Link>, NetworkError>;
+
+    /// The link and address that VXLAN packets leave by.
+    ///
+    /// # Errors
+    /// The link is not there.
+    fn underlay(&self) -> Result<Underlay, NetworkError>;
+}
+
+/// What [`HostNetwork::ensure`] had to do, in changes of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Links made, replaced or set up anew.
+    pub links: u32,
+    /// Forwarding entries added, moved or removed.
+    pub forwarding: u32,
+    /// Destinations of broadcast added or removed.
+    pub flood: u32,
+    /// Ports of this host put on the bridge.
+    pub ports: u32,
+}
+
+impl Changes {
+    /// Whether everything was as wanted already.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Why the overlay is not as wanted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetworkError {
+    /// What is wanted contradicts itself.
+    #[error("network with VNI {vni}: {reason}")]
+    Invalid {
+        /// VXLAN network identifier.
+        vni: u32,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The underlay link is not there.
+    #[error(
+        "there is no link {link}: set `underlay_link` in agent.toml to the link that VXLAN packets leave by"
+    )]
+    NoUnderlay {
+        /// The name looked for.
+        link: String,
+    },
+    /// No link can be told to be the underlay.
+    #[error("no link leads {}: set `underlay_link` and `underlay_address` in agent.toml", destination(.towards))]
+    NoRoute {
+        /// Where to; nothing: anywhere.
+        towards: Option<IpAddr>,
+    },
+    /// The underlay's packets are too small for those of the network.
+    #[error(
+        "network with VNI {vni} has an MTU of {mtu} bytes and needs one of {need} on the underlay, but {link} has {have}: \
+         raise the MTU of {link}, or give the network one of {} or less", .have.saturating_sub(.need - .mtu)
+    )]
+    MtuTooLarge {
+        /// VXLAN network identifier.
+        vni: u32,
+        /// The network's MTU in bytes.
+        mtu: u32,
+        /// What the underlay would have to have, in bytes.
+        need: u32,
+        /// What it has, in bytes.
+        have: u32,
+        /// The underlay link.
+        link: String,
+    },
+    /// A setting of a link cannot be written.
+    #[error("cannot write {path}")]
+    Setting {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The kernel refuses.
+    #[error("the kernel refuses to {action}")]
+    Kernel {
+        /// What was asked of it.
+        action: String,
+        /// What it said.
+        source: netlink::KernelError,
+    },
+}
+
+fn destination(address: &Option<IpAddr>) -> String {
+    address.map_or_else(|| "out of this host".into(), |address| format!("to {address}"))
+}
+
+impl NetworkError {
+    /// What the coordinator may do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::MtuTooLarge { .. } => ErrorKind::Conflict,
+            Self::NoUnderlay { .. } | Self::NoRoute { .. } => ErrorKind::Unavailable,
+            Self::Setting { .. } | Self::Kernel { .. } => ErrorKind::Internal,
+        }
+    }
+}
+
+impl From<NetworkError> for RequestError {
+    /// The whole chain of sources in one line, as it travels.
+    fn from(error: NetworkError) -> Self {
+        let kind = error.kind();
+        let chain = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let parts: Vec<String> = chain.map(ToString::to_string).collect();
+        Self::new(kind, parts.join(": "))
+    }
+}
+
+/// The newest order seen of each network, by VNI, so that one that comes late does nothing.
+#[derive(Debug, Default)]
+struct Orders(HashMap<u32, (NetworkId, u64)>);
+
+impl Orders {
+    /// Whether an order is to be followed: it is of another network than the last one with its VNI, or not older.
+    fn admit(&mut self, network: NetworkId, vni: u32, generation: u64) -> bool {
+        match self.0.get(&vni) {
+            Some((seen, newest)) if *seen == network && generation < *newest => {
+                tracing::debug!(vni, generation, newest, "an older order for a network is ignored");
+                false
+            }
+            _ => {
+                self.0.insert(vni, (network, generation));
+                true
+            }
+        }
+    }
+}
+
+/// Bytes that VXLAN adds to a guest's IP packet up to the underlay's: inner Ethernet, VXLAN, UDP and outer IP header.
+fn overhead_bytes(underlay: IpAddr) -> u32 {
+    14 + 8 + 8 + if underlay.is_ipv4() { 20 } else { 40 }
+}
+
+/// Refuses what no host could do.
+fn check(wanted: &NetworkWanted, underlay: &Underlay) -> Result<(), NetworkError> {
+    let vni = wanted.vni;
+    let invalid = |reason: String| Err(NetworkError::Invalid { vni, reason });
+    if !(1..1 << 24).contains(&vni) {
+        return invalid("a VNI is a number from 1 to 16777215".into());
+    }
+    if wanted.udp_port == 0 {
+        return invalid("zero is no UDP port".into());
+    }
+    if wanted.mtu < 68 {
+        return invalid(format!("an MTU of {} bytes is less than the 68 that IPv4 needs", wanted.mtu));
+    }
+    for (index, entry) in wanted.forwarding.iter().enumerate() {
+        let mac = entry.mac;
+        if mac.0[0] & 1 == 1 || mac == Mac([0; 6]) {
+            return invalid(format!("{mac} is no address of one port"));
+        }
+        if wanted.forwarding[..index].iter().any(|other| other.mac == mac) {
+            return invalid(format!("{mac} is to be behind two hosts"));
+        }
+    }
+    let vteps = wanted.forwarding.iter().map(|entry| entry.vtep).chain(wanted.flood.iter().copied());
+    for vtep in vteps {
+        if vtep == underlay.address {
+            return invalid(format!("{vtep} is this host's own address on the underlay"));
+        }
+        if vtep.is_ipv4() != underlay.address.is_ipv4() || vtep.is_multicast() || vtep.is_unspecified() {
+            return invalid(format!("{vtep} cannot be reached from {} on the underlay", underlay.address));
+        }
+    }
+    let need = wanted.mtu + overhead_bytes(underlay.address);
+    if need > underlay.mtu {
+        let (mtu, have, link) = (wanted.mtu, underlay.mtu, underlay.link.clone());
+        return Err(NetworkError::MtuTooLarge { vni, mtu, need, have, link });
+    }
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! The overlay by the kernel's own bridge and VXLAN, set by netlink.
+
+mod forwarding;
+mod host;
+mod links;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+pub use socket::KernelError;
+
+use super::{Changes, HostNetwork, NetworkError, Orders, check};
+use forwarding::Entries;
+use godwit_protocol::host::{Link, Underlay};
+use godwit_protocol::id::NetworkId;
+use godwit_protocol::network::{NetworkReported, NetworkWanted, bridge_name, vxlan_name};
+use godwit_protocol::port::tap_name;
+use socket::Conversation;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The kernel's bridges and VXLAN devices in the network namespace in which it was made.
+pub struct Netlink {
+    underlay_link: String,
+    underlay_address: IpAddr,
+    state: Mutex<State>,
+}
+
+struct State {
+    conversation: Conversation,
+    orders: Orders,
+}
+
+/// What the configuration says of the underlay; what it leaves out is found by the routing table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnderlayChoice {
+    /// The link that VXLAN packets leave by.
+    pub link: Option<String>,
+    /// The host's VTEP address.
+    pub address: Option<IpAddr>,
+    /// Where the coordinator is: the underlay is the way to it, or else the default route.
+    pub towards: Option<IpAddr>,
+}
+
+impl Netlink {
+    /// The overlay over the chosen underlay.
+    ///
+    /// # Errors
+    /// The kernel offers no netlink socket, or neither the choice nor the routing table tells the underlay.
+    pub fn open(choice: &UnderlayChoice) -> Result<Self, NetworkError> {
+        let mut conversation = Conversation::open().map_err(|error| kernel("be asked by netlink", error))?;
+        let (underlay_link, underlay_address) = choose(&mut conversation, choice)?;
+        let state = Mutex::new(State { conversation, orders: Orders::default() });
+        Ok(Self { underlay_link, underlay_address, state })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic in between leaves at most half an answer unread, which the next request skips.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find_underlay(&self, conversation: &mut Conversation) -> Result<(u32, Underlay), NetworkError> {
+        let missing = || NetworkError::NoUnderlay { link: self.underlay_link.clone() };
+        let link = links::find(conversation, &self.underlay_link)?.ok_or_else(missing)?;
+        let underlay = Underlay { link: link.name, address: self.underlay_address, mtu: link.mtu };
+        Ok((link.index, underlay))
+    }
+}
+
+impl HostNetwork for Netlink {
+    fn ensure(&self, wanted: &NetworkWanted) -> Result<Changes, NetworkError> {
+        let mut state = self.state();
+        let State { conversation, orders } = &mut *state;
+        let (underlay_index, underlay) = self.find_underlay(conversation)?;
+        check(wanted, &underlay)?;
+        let mut changes = Changes::default();
+        if !orders.admit(wanted.network, wanted.vni, wanted.generation) {
+            return Ok(changes);
+        }
+        let bridge = links::ensure_bridge(conversation, wanted, &mut changes.links)?;
+        let vxlan = links::ensure_vxlan(
+            conversation,
+            wanted,
+            &underlay,
+            underlay_index,
+            &bridge,
+            &mut changes.links,
+        )?;
+        let entries = Entries {
+            vteps: wanted.forwarding.iter().map(|entry| (entry.mac, entry.vtep)).collect(),
+            bridged: wanted.forwarding.iter().map(|entry| entry.mac).collect(),
+            flood: wanted.flood.iter().copied().collect(),
+        };
+        (changes.forwarding, changes.flood) = forwarding::ensure(conversation, vxlan.index, &entries)?;
+        // Only now may packets pass: every entry is there.
+        for link in [&vxlan, &bridge] {
+            changes.links += u32::from(links::ensure_up(conversation, link)?);
+        }
+        for port in &wanted.ports {
+            // A tap that is not there yet is put on the bridge by who makes it.
+            if let Some(tap) = links::find(conversation, &tap_name(port.port))? {
+                changes.ports += u32::from(links::ensure_port(conversation, &tap, &bridge)?);
+            }
+        }
+        if !changes.is_empty() {
+            tracing::info!(vni = wanted.vni, generation = wanted.generation, ?changes, "network set up");
+        }
+        Ok(changes)
+    }
+
+    fn remove(&self, network: NetworkId, vni: u32, generation: u64) -> Result<bool, NetworkError> {
+        let mut state = self.state();
+        let State { conversation, orders } = &mut *state;
+        if !orders.admit(network, vni, generation) {
+            return Ok(false);
+        }
+        let mut found = false;
+        for name in [vxlan_name(vni), bridge_name(vni)] {
+            if let Some(link) = links::find(conversation, &name)? {
+                links::remove(conversation, &link)?;
+                found = true;
+            }
+        }
+        if found {
+            tracing::info!(vni, generation, "network removed");
+        }
+        Ok(found)
+    }
+
+    fn observe(&self) -> Result<Vec<NetworkReported>, NetworkError> {
+        let mut state = self.state();
+        let conversation = &mut state.conversation;
+        let links = links::collect(conversation)?;
+        let mut entries = forwarding::collect(conversation, None)
+            .map_err(|error| kernel("list forwarding entries", error))?;
+        let ours = links.iter().filter_map(|link| {
+            let vni = link.vni().filter(|vni| link.name == vxlan_name(*vni))?;
+            Some((vni, entries.remove(&link.index).unwrap_or_default()))
+        });
+        let networks: BTreeMap<u32, Entries> = ours.collect();
+        let reported = networks.into_iter().map(|(vni, entries)| NetworkReported {
+            vni,
+            forwarding: entries.vteps.into_iter().collect(),
+            flood: entries.flood.into_iter().collect(),
+        });
+        Ok(reported.collect())
+    }
+
+    fn links(&self) -> Result<Vec<Link>, NetworkError> {
+        host::collect_links(&mut self.state().conversation, Path::new("/sys"))
+    }
+
+    fn underlay(&self) -> Result<Underlay, NetworkError> {
+        self.find_underlay(&mut self.state().conversation).map(|(_, underlay)| underlay)
+    }
+}
+
+fn choose(
+    conversation: &mut Conversation,
+    choice: &UnderlayChoice,
+) -> Result<(String, IpAddr), NetworkError> {
+    if let UnderlayChoice { link: Some(link), address: Some(address), .. } = choice {
+        return Ok((link.clone(), *address));
+    }
+    let no_route = || NetworkError::NoRoute { towards: choice.towards };
+    let links = links::collect(conversation)?;
+    if let Some(link) = &choice.link {
+        let inventory = host::collect_links(conversation, Path::new("/sys"))?;
+        let inventory = inventory.into_iter().find(|found| found.name == *link);
+        let found = inventory.ok_or_else(|| NetworkError::NoUnderlay { link: link.clone() })?;
+        let v4_first = found.addresses.iter().find(|address| address.is_ipv4()).or(found.addresses.first());
+        return Ok((link.clone(), *v4_first.ok_or_else(no_route)?));
+    }
+    // An address that the default route leads to, and nothing is sent: any that is not this network's own.
+    let anywhere = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    let (index, source) =
+        host::route(conversation, choice.towards.unwrap_or(anywhere))?.ok_or_else(no_route)?;
+    let link = links.into_iter().find(|link| link.index == index).ok_or_else(no_route)?;
+    Ok((link.name, choice.address.unwrap_or(source)))
+}
+
+fn kernel(action: impl Into<String>, source: KernelError) -> NetworkError {
+    NetworkError::Kernel { action: action.into(), source }
+}

@@ -1,0 +1,1 @@
+//! What happens around the programs: real packets, restarts, links that come and go.
