@@ -331,7 +331,9 @@ impl Hypervisor for Libvirt {
             &connection,
             &domain,
             // Whoever waits may have given up; then nobody wants the figures.
-            Box::new(move |figures| drop(last_figures.send(figures))),
+            Box::new(move |figures| {
+                let _ = last_figures.send(figures);
+            }),
         );
         let _watched = watched.map_err(failed)?;
         let mut downtime = Downtime::new(route.max_downtime_ms);
