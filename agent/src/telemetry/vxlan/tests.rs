@@ -117,8 +117,13 @@ fn the_kernel_reads_every_packet_as_the_parser_does() {
         let mut telemetry = quiet_telemetry(Options::default());
         for (name, frame, _) in catalogue() {
             let packet = frame.build();
-            // A test run takes no packet shorter than an Ethernet header and something in it.
-            for length in 15..=packet.len() {
+            // A test run takes no IP packet without a whole IP header; behind a VLAN tag it does not look.
+            let smallest = match packet[12..14] {
+                [0x08, 0x00] => 34,
+                [0x86, 0xdd] => 54,
+                _ => 15,
+            };
+            for length in smallest..=packet.len() {
                 let cut = &packet[..length];
                 let expected = without_offset(parse(cut, PORT));
                 assert_eq!(kernel_parse(&mut telemetry, cut), expected, "{name} cut to {length} bytes");
