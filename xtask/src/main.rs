@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod oracle;
 mod setup;
+mod test;
 mod tidy;
 
 use std::error::Error;
@@ -30,6 +31,8 @@ enum Task {
     Oracle(oracle::Arguments),
     /// Install what building, the demo and the tests need
     Setup(setup::Arguments),
+    /// Check and run everything that must hold
+    Test(test::Arguments),
     /// Check crate arrows, module docs, file length and forbidden words
     Tidy(tidy::Arguments),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments).map_err(Into::into),
         Task::Oracle(arguments) => oracle::run(&arguments).map_err(Into::into),
         Task::Setup(arguments) => setup::run(&arguments).map_err(Into::into),
+        Task::Test(arguments) => test::run(&arguments).map_err(Into::into),
         Task::Tidy(arguments) => tidy::run(&arguments).map_err(Into::into),
     };
     match result {

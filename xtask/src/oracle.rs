@@ -27,7 +27,17 @@ enum Question {
 /// Builds the program that imports the daemons' crates, which this one does not, and runs it.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), CommandError> {
     let mut oracle = command::cargo();
-    oracle.args(["run", "--quiet", "--package", "godwit-tests", "--features", "oracle", "--bin", "oracle", "--"]);
+    oracle.args([
+        "run",
+        "--quiet",
+        "--package",
+        "godwit-tests",
+        "--features",
+        "oracle",
+        "--bin",
+        "oracle",
+        "--",
+    ]);
     match &arguments.question {
         Question::Placement => oracle.arg("placement"),
         Question::Topology { sysfs_root } => {
