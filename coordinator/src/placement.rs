@@ -27,3 +27,6 @@ pub use host_view::{HostState, HostView};
 pub use pinning::Pinning;
 pub use request::Request;
 pub use search::{Placement, place};
+
+#[cfg(test)]
+mod tests;

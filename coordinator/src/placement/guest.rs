@@ -334,7 +334,7 @@ pub(super) fn realtime_cpus(specs: Specs<'_>, vcpus: u32) -> Result<Option<CpuSe
         Some(entry) => entry.refuse(SpecRule::BadRealtimeMask),
         None => missing("hw:cpu_realtime_mask", SpecRule::BadRealtimeMask),
     };
-    let leaves_none_out = mask == all && EmulatorPolicy::from_specs(specs)?.is_none();
+    let leaves_none_out = EmulatorPolicy::from_specs(specs)?.is_none() && mask == all;
     if mask.is_empty() || leaves_none_out || !mask.is_subset(&all) {
         return Err(refuse());
     }

@@ -165,17 +165,19 @@ pub(super) fn choose(cell: &Cell, guest: &GuestCell, emulator: u32) -> Pinning {
 }
 
 /// Takes `count` CPUs out of the free cores: whole groups as large as fit, then part of the smallest that is
-/// large enough. With `no_lone`, a single CPU is not left for the last core if that can be helped.
+/// large enough. With `no_lone`, no CPU is taken alone from a core if that can be helped.
 fn pack(cores: &mut [CpuSet], count: u32, no_lone: bool) -> Vec<u32> {
     let mut chosen = Vec::with_capacity(count as usize);
     while (chosen.len() as u32) < count {
         let wanted = count - chosen.len() as u32;
-        let fitting = cores.iter_mut().filter(|core| !core.is_empty() && core.len() <= wanted);
+        let least = if no_lone { wanted.min(2) } else { 1 };
+        let usable = |core: &&mut CpuSet| core.len() >= least;
+        let fitting = cores.iter_mut().filter(usable).filter(|core| core.len() <= wanted);
         // Of equals, the first.
         let whole = fitting.reduce(|best, core| if core.len() > best.len() { core } else { best });
         let core = match whole {
             Some(core) => core,
-            None => match cores.iter_mut().filter(|core| !core.is_empty()).min_by_key(|core| core.len()) {
+            None => match cores.iter_mut().filter(usable).min_by_key(|core| core.len()) {
                 Some(core) => core,
                 None => break,
             },
