@@ -9,8 +9,8 @@ use std::process::Command;
 /// The programs: each is one binary of `ebpf/programs`.
 const PROGRAMS: [&str; 1] = ["underlay"];
 
-/// What would otherwise leak from the outer build into the inner one: another target, other flags, a wrapper (clippy
-/// is one), and a target folder for each profile, in which `core` would be built anew.
+/// What would otherwise leak from the outer build into the inner one: another target, other flags, a wrapper
+/// (clippy is one), and a target folder for each profile, in which `core` would be built anew.
 const FOREIGN: [&str; 10] = [
     "CARGO_BUILD_RUSTC",
     "CARGO_BUILD_RUSTC_WRAPPER",
@@ -103,8 +103,8 @@ fn find_rustc() -> Result<PathBuf, String> {
             .is_some_and(|root| Path::new(&root).join("lib/rustlib/src/rust/library/core").is_dir())
     });
     found.ok_or_else(|| {
-        "no rustc with the source of its library: EBPF_RUSTC, rustup's nightly and stable, and /usr/bin/rustc were \
-         tried"
+        "no rustc with the source of its library: EBPF_RUSTC, rustup's nightly and stable, and \
+         /usr/bin/rustc were tried"
             .into()
     })
 }

@@ -7,29 +7,27 @@ pub(crate) mod sandbox;
 
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::host::{Link, Underlay};
-use godwit_protocol::id::NetworkId;
 use godwit_protocol::network::{NetworkReported, NetworkWanted};
 use godwit_protocol::port::Mac;
-use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// What carries the guests' packets. Every call may block for as long as the kernel takes, which is short: nothing here
-/// waits for another machine.
+/// What carries the guests' packets. Every call may block for as long as the kernel takes, which is short:
+/// nothing here waits for another machine.
 pub trait HostNetwork: Send + Sync {
-    /// Brings a network to the wanted state, by changing only what differs; a second time changes nothing. An order
-    /// older than the newest one seen of the network changes nothing either.
+    /// Brings a network to the wanted state, by changing only what differs; a second time changes nothing. Which
+    /// order is the newest is for the caller to know.
     ///
     /// # Errors
-    /// What is wanted makes no sense, does not fit the underlay, or the kernel refuses a step; the steps before it stay
-    /// done, and the next call goes on from there.
+    /// What is wanted makes no sense, does not fit the underlay, or the kernel refuses a step; the steps before
+    /// it stay done, and the next call goes on from there.
     fn ensure(&self, wanted: &NetworkWanted) -> Result<Changes, NetworkError>;
 
-    /// Takes a network off this host, with whatever was attached to its bridge left without one. Says whether there was
-    /// anything; not being there is a success, and so is an order older than the newest one seen of the network.
+    /// Takes a network off this host, with whatever was attached to its bridge left without one. Says whether
+    /// there was anything; not being there is a success.
     ///
     /// # Errors
     /// The kernel refuses.
-    fn remove(&self, network: NetworkId, vni: u32, generation: u64) -> Result<bool, NetworkError>;
+    fn remove(&self, vni: u32) -> Result<bool, NetworkError>;
 
     /// What is there, by the kernel's own account, in the order of VNIs.
     ///
@@ -37,7 +35,8 @@ pub trait HostNetwork: Send + Sync {
     /// The kernel does not tell.
     fn observe(&self) -> Result<Vec<NetworkReported>, NetworkError>;
 
-    /// The host's own links, in the order of their names: not loopback, and nothing that belongs to guests or overlays.
+    /// The host's own links, in the order of their names: not loopback, and nothing that belongs to guests or
+    /// overlays.
     ///
     /// # Errors
     /// The kernel does not tell.
@@ -53,7 +52,7 @@ pub trait HostNetwork: Send + Sync {
 /// What [`HostNetwork::ensure`] had to do, in changes of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Links made, replaced or set up anew.
+    /// Of the network's two links, those made, replaced or set up anew.
     pub links: u32,
     /// Forwarding entries added, moved or removed.
     pub forwarding: u32,
@@ -91,15 +90,18 @@ pub enum NetworkError {
         link: String,
     },
     /// No link can be told to be the underlay.
-    #[error("no link leads {}: set `underlay_link` and `underlay_address` in agent.toml", destination(.towards))]
+    #[error(
+        "no link leads {}: set `underlay_link` and `underlay_address` in agent.toml", destination(.towards)
+    )]
     NoRoute {
         /// Where to; nothing: anywhere.
         towards: Option<IpAddr>,
     },
     /// The underlay's packets are too small for those of the network.
     #[error(
-        "network with VNI {vni} has an MTU of {mtu} bytes and needs one of {need} on the underlay, but {link} has {have}: \
-         raise the MTU of {link}, or give the network one of {} or less", .have.saturating_sub(.need - .mtu)
+        "network with VNI {vni} has an MTU of {mtu} bytes and needs one of {need} on the underlay, \
+         but {link} has {have}: raise the MTU of {link}, or give the network one of {} or less",
+        .have.saturating_sub(.need - .mtu)
     )]
     MtuTooLarge {
         /// VXLAN network identifier.
@@ -157,27 +159,8 @@ impl From<NetworkError> for RequestError {
     }
 }
 
-/// The newest order seen of each network, by VNI, so that one that comes late does nothing.
-#[derive(Debug, Default)]
-struct Orders(HashMap<u32, (NetworkId, u64)>);
-
-impl Orders {
-    /// Whether an order is to be followed: it is of another network than the last one with its VNI, or not older.
-    fn admit(&mut self, network: NetworkId, vni: u32, generation: u64) -> bool {
-        match self.0.get(&vni) {
-            Some((seen, newest)) if *seen == network && generation < *newest => {
-                tracing::debug!(vni, generation, newest, "an older order for a network is ignored");
-                false
-            }
-            _ => {
-                self.0.insert(vni, (network, generation));
-                true
-            }
-        }
-    }
-}
-
-/// Bytes that VXLAN adds to a guest's IP packet up to the underlay's: inner Ethernet, VXLAN, UDP and outer IP header.
+/// Bytes that VXLAN adds to a guest's IP packet up to the underlay's: inner Ethernet, VXLAN, UDP and outer IP
+/// header.
 fn overhead_bytes(underlay: IpAddr) -> u32 {
     14 + 8 + 8 + if underlay.is_ipv4() { 20 } else { 40 }
 }

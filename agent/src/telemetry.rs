@@ -1,8 +1,8 @@
-//! What the data plane does, counted in the kernel: loads the eBPF programs, keeps them attached, and reads their
-//! maps when somebody asks. The scrape is the clock; nothing here polls.
+//! What the data plane does, counted in the kernel: loads the eBPF programs, keeps them attached, and reads
+//! their maps when somebody asks. The scrape is the clock; nothing here polls.
 //!
-//! Maps and attachments are pinned under `<bpffs>/godwit`. They outlive the agent, and the next agent adopts them:
-//! counters go on, and the programs are exchanged without a packet in between.
+//! Maps and attachments are pinned under `<bpffs>/godwit`. They outlive the agent, and the next agent adopts
+//! them: counters go on, and the programs are exchanged without a packet in between.
 
 mod pins;
 pub mod vxlan;

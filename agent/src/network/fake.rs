@@ -1,10 +1,11 @@
 //! An overlay in memory, for fleets that run in one process.
 
-use super::{Changes, HostNetwork, NetworkError, Orders, check};
+use super::{Changes, HostNetwork, NetworkError, check};
 use godwit_protocol::host::{Link, Underlay};
-use godwit_protocol::id::NetworkId;
 use godwit_protocol::network::{NetworkReported, NetworkWanted};
-use std::collections::BTreeMap;
+use godwit_protocol::port::Mac;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A host's overlay that refuses and counts as the kernel's does, and carries nothing.
@@ -12,46 +13,34 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct FakeNetwork {
     underlay: Underlay,
     links: Vec<Link>,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    orders: Orders,
-    networks: BTreeMap<u32, NetworkWanted>,
+    networks: Mutex<BTreeMap<u32, NetworkWanted>>,
 }
 
 impl FakeNetwork {
     /// A host with these links and this underlay, and no network.
     pub fn new(underlay: Underlay, links: Vec<Link>) -> Self {
-        Self { underlay, links, state: Mutex::default() }
+        Self { underlay, links, networks: Mutex::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn networks(&self) -> MutexGuard<'_, BTreeMap<u32, NetworkWanted>> {
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl HostNetwork for FakeNetwork {
     fn ensure(&self, wanted: &NetworkWanted) -> Result<Changes, NetworkError> {
         check(wanted, &self.underlay)?;
-        let mut state = self.state();
-        if !state.orders.admit(wanted.network, wanted.vni, wanted.generation) {
-            return Ok(Changes::default());
-        }
-        let before = state.networks.insert(wanted.vni, wanted.clone());
+        let before = self.networks().insert(wanted.vni, wanted.clone());
         Ok(changes(before.as_ref(), wanted))
     }
 
-    fn remove(&self, network: NetworkId, vni: u32, generation: u64) -> Result<bool, NetworkError> {
-        let mut state = self.state();
-        let admitted = state.orders.admit(network, vni, generation);
-        Ok(admitted && state.networks.remove(&vni).is_some())
+    fn remove(&self, vni: u32) -> Result<bool, NetworkError> {
+        Ok(self.networks().remove(&vni).is_some())
     }
 
     fn observe(&self) -> Result<Vec<NetworkReported>, NetworkError> {
-        let state = self.state();
-        let reported = state.networks.values().map(|wanted| {
+        let networks = self.networks();
+        let reported = networks.values().map(|wanted| {
             let mut forwarding: Vec<_> =
                 wanted.forwarding.iter().map(|entry| (entry.mac, entry.vtep)).collect();
             forwarding.sort_unstable();
@@ -72,29 +61,24 @@ impl HostNetwork for FakeNetwork {
     }
 }
 
-/// What the kernel would have had to change.
+/// What the kernel would have had to change. Ports are put on their bridge by who makes them.
 fn changes(before: Option<&NetworkWanted>, wanted: &NetworkWanted) -> Changes {
-    let differing = |ours: usize, theirs: usize, common: usize| (ours + theirs - common * 2) as u32;
-    let Some(before) = before else {
-        return Changes {
-            links: 2,
-            forwarding: wanted.forwarding.len() as u32,
-            flood: wanted.flood.len() as u32,
-            ports: wanted.ports.len() as u32,
-        };
+    // A VXLAN device with another port is another one, without any entry.
+    let kept = before.filter(|before| before.udp_port == wanted.udp_port);
+    let entries = |network: Option<&NetworkWanted>| -> BTreeMap<Mac, IpAddr> {
+        let entries = network.into_iter().flat_map(|network| &network.forwarding);
+        entries.map(|entry| (entry.mac, entry.vtep)).collect()
     };
-    let moved_or_new = wanted
-        .forwarding
-        .iter()
-        .filter(|entry| !before.forwarding.iter().any(|old| old.mac == entry.mac && old.vtep == entry.vtep));
-    let gone =
-        before.forwarding.iter().filter(|old| !wanted.forwarding.iter().any(|entry| entry.mac == old.mac));
-    let same_flood = wanted.flood.iter().filter(|vtep| before.flood.contains(vtep)).count();
-    let new_ports = wanted.ports.iter().filter(|port| !before.ports.contains(port));
-    Changes {
-        links: u32::from(before.mtu != wanted.mtu) + u32::from(before.udp_port != wanted.udp_port),
-        forwarding: (moved_or_new.count() + gone.count()) as u32,
-        flood: differing(wanted.flood.len(), before.flood.len(), same_flood),
-        ports: new_ports.count() as u32,
-    }
+    let flood = |network: Option<&NetworkWanted>| -> BTreeSet<IpAddr> {
+        network.into_iter().flat_map(|network| network.flood.iter().copied()).collect()
+    };
+    let (old, new) = (entries(kept), entries(Some(wanted)));
+    let set = new.iter().filter(|(mac, vtep)| old.get(mac) != Some(vtep)).count();
+    let gone = old.keys().filter(|mac| !new.contains_key(mac)).count();
+    let flood_changes = flood(kept).symmetric_difference(&flood(Some(wanted))).count();
+    let links = match before {
+        Some(before) if before.mtu == wanted.mtu => u32::from(kept.is_none()),
+        _ => 2,
+    };
+    Changes { links, forwarding: (set + gone) as u32, flood: flood_changes as u32, ports: 0 }
 }

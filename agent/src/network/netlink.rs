@@ -9,10 +9,9 @@ mod tests;
 
 pub use socket::KernelError;
 
-use super::{Changes, HostNetwork, NetworkError, Orders, check};
+use super::{Changes, HostNetwork, NetworkError, check};
 use forwarding::Entries;
 use godwit_protocol::host::{Link, Underlay};
-use godwit_protocol::id::NetworkId;
 use godwit_protocol::network::{NetworkReported, NetworkWanted, bridge_name, vxlan_name};
 use godwit_protocol::port::tap_name;
 use socket::Conversation;
@@ -25,12 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct Netlink {
     underlay_link: String,
     underlay_address: IpAddr,
-    state: Mutex<State>,
-}
-
-struct State {
-    conversation: Conversation,
-    orders: Orders,
+    conversation: Mutex<Conversation>,
 }
 
 /// What the configuration says of the underlay; what it leaves out is found by the routing table.
@@ -52,13 +46,12 @@ impl Netlink {
     pub fn open(choice: &UnderlayChoice) -> Result<Self, NetworkError> {
         let mut conversation = Conversation::open().map_err(|error| kernel("be asked by netlink", error))?;
         let (underlay_link, underlay_address) = choose(&mut conversation, choice)?;
-        let state = Mutex::new(State { conversation, orders: Orders::default() });
-        Ok(Self { underlay_link, underlay_address, state })
+        Ok(Self { underlay_link, underlay_address, conversation: Mutex::new(conversation) })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn conversation(&self) -> MutexGuard<'_, Conversation> {
         // A panic in between leaves at most half an answer unread, which the next request skips.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.conversation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find_underlay(&self, conversation: &mut Conversation) -> Result<(u32, Underlay), NetworkError> {
@@ -71,23 +64,13 @@ impl Netlink {
 
 impl HostNetwork for Netlink {
     fn ensure(&self, wanted: &NetworkWanted) -> Result<Changes, NetworkError> {
-        let mut state = self.state();
-        let State { conversation, orders } = &mut *state;
+        let conversation = &mut *self.conversation();
         let (underlay_index, underlay) = self.find_underlay(conversation)?;
         check(wanted, &underlay)?;
         let mut changes = Changes::default();
-        if !orders.admit(wanted.network, wanted.vni, wanted.generation) {
-            return Ok(changes);
-        }
-        let bridge = links::ensure_bridge(conversation, wanted, &mut changes.links)?;
-        let vxlan = links::ensure_vxlan(
-            conversation,
-            wanted,
-            &underlay,
-            underlay_index,
-            &bridge,
-            &mut changes.links,
-        )?;
+        let (bridge, mut bridge_changed) = links::ensure_bridge(conversation, wanted)?;
+        let (vxlan, mut vxlan_changed) =
+            links::ensure_vxlan(conversation, wanted, &underlay, underlay_index, &bridge)?;
         let entries = Entries {
             vteps: wanted.forwarding.iter().map(|entry| (entry.mac, entry.vtep)).collect(),
             bridged: wanted.forwarding.iter().map(|entry| entry.mac).collect(),
@@ -95,9 +78,9 @@ impl HostNetwork for Netlink {
         };
         (changes.forwarding, changes.flood) = forwarding::ensure(conversation, vxlan.index, &entries)?;
         // Only now may packets pass: every entry is there.
-        for link in [&vxlan, &bridge] {
-            changes.links += u32::from(links::ensure_up(conversation, link)?);
-        }
+        vxlan_changed |= links::ensure_up(conversation, &vxlan)?;
+        bridge_changed |= links::ensure_up(conversation, &bridge)?;
+        changes.links = u32::from(bridge_changed) + u32::from(vxlan_changed);
         for port in &wanted.ports {
             // A tap that is not there yet is put on the bridge by who makes it.
             if let Some(tap) = links::find(conversation, &tap_name(port.port))? {
@@ -110,12 +93,8 @@ impl HostNetwork for Netlink {
         Ok(changes)
     }
 
-    fn remove(&self, network: NetworkId, vni: u32, generation: u64) -> Result<bool, NetworkError> {
-        let mut state = self.state();
-        let State { conversation, orders } = &mut *state;
-        if !orders.admit(network, vni, generation) {
-            return Ok(false);
-        }
+    fn remove(&self, vni: u32) -> Result<bool, NetworkError> {
+        let conversation = &mut *self.conversation();
         let mut found = false;
         for name in [vxlan_name(vni), bridge_name(vni)] {
             if let Some(link) = links::find(conversation, &name)? {
@@ -124,14 +103,13 @@ impl HostNetwork for Netlink {
             }
         }
         if found {
-            tracing::info!(vni, generation, "network removed");
+            tracing::info!(vni, "network removed");
         }
         Ok(found)
     }
 
     fn observe(&self) -> Result<Vec<NetworkReported>, NetworkError> {
-        let mut state = self.state();
-        let conversation = &mut state.conversation;
+        let conversation = &mut *self.conversation();
         let links = links::collect(conversation)?;
         let mut entries = forwarding::collect(conversation, None)
             .map_err(|error| kernel("list forwarding entries", error))?;
@@ -149,11 +127,11 @@ impl HostNetwork for Netlink {
     }
 
     fn links(&self) -> Result<Vec<Link>, NetworkError> {
-        host::collect_links(&mut self.state().conversation, Path::new("/sys"))
+        host::collect_links(&mut self.conversation(), Path::new("/sys"))
     }
 
     fn underlay(&self) -> Result<Underlay, NetworkError> {
-        self.find_underlay(&mut self.state().conversation).map(|(_, underlay)| underlay)
+        self.find_underlay(&mut self.conversation()).map(|(_, underlay)| underlay)
     }
 }
 

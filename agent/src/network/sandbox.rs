@@ -6,8 +6,8 @@ use std::fs::File;
 use std::process::{Command, Output};
 use std::thread;
 
-/// Runs `body` in a new network namespace (with `lo` up) and a new mount namespace, in which /sys shows that network,
-/// /sys/fs/bpf is an empty BPF file system and /run/netns is empty.
+/// Runs `body` in a new network namespace (with `lo` up) and a new mount namespace, in which /sys shows that
+/// network, /sys/fs/bpf is an empty BPF file system and /run/netns is empty.
 ///
 /// Nothing is left behind, however it ends: the namespaces go with the thread.
 pub(crate) fn in_sandbox<R: Send>(body: impl FnOnce() -> R + Send) -> R {
@@ -56,7 +56,8 @@ pub(crate) fn in_namespace<R: Send>(name: &str, body: impl FnOnce() -> R + Send)
     })
 }
 
-/// Joins the host `name` to the underlay bridge of the sandbox: a namespace with the link `eth0` of this address.
+/// Joins the host `name` to the underlay bridge of the sandbox: a namespace with the link `eth0` of this
+/// address.
 pub(crate) fn add_host(name: &str, address: &str) {
     if !try_run("ip link show underlay").status.success() {
         run("ip link add underlay mtu 1600 type bridge");

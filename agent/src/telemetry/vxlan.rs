@@ -226,7 +226,8 @@ where
     M::try_from(map).map_err(|source| map_error(name, source))
 }
 
-/// Attaches a loaded program to `link`: by taking over the pinned attachment if it is of that link, else anew.
+/// Attaches a loaded program to `link`: by taking over the pinned attachment if it is of that link, else
+/// anew.
 fn ensure_attached(
     program: &mut SchedClassifier,
     direction: Direction,

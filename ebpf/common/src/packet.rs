@@ -1,4 +1,5 @@
-//! Parsing of what passes on the underlay link: Ethernet, VLAN tags, IPv4 or IPv6, UDP, VXLAN, and the headers inside.
+//! Parsing of what passes on the underlay link: Ethernet, VLAN tags, IPv4 or IPv6, UDP, VXLAN, and the
+//! headers inside.
 //!
 //! Everything is bounded and forced inline, as the kernel's verifier wants it.
 
@@ -26,8 +27,8 @@ const VXLAN_BYTES: usize = 8;
 /// VLAN tags that are followed: the customer's and the service provider's (IEEE 802.1ad).
 const VLAN_TAGS: usize = 2;
 
-/// IPv6 extension headers that are followed. More than a hop-by-hop, routing, fragment and two destination options
-/// header are not meant to occur (RFC 8200, 4.1).
+/// IPv6 extension headers that are followed. More than a hop-by-hop, routing, fragment and two destination
+/// options header are not meant to occur (RFC 8200, 4.1).
 const EXTENSION_HEADERS: usize = 5;
 
 /// The flag that says that a VXLAN header's VNI is valid (RFC 7348, 5).
@@ -205,8 +206,8 @@ pub fn on_the_wire<F: Frame + ?Sized>(frame: &F, inner: usize, size: Size) -> Tr
     Traffic { packets: u64::from(segments), bytes: bytes + u64::from(segments - 1) * u64::from(header_bytes) }
 }
 
-/// How many segments of at most `segment_bytes` hold a payload; at least one. A division by zero would be a panic to
-/// the compiler, even where it cannot happen, and the programs have none.
+/// How many segments of at most `segment_bytes` hold a payload; at least one. A division by zero would be a
+/// panic to the compiler, even where it cannot happen, and the programs have none.
 #[inline(always)]
 fn segments(payload_bytes: u32, segment_bytes: u32) -> u32 {
     let whole = payload_bytes.checked_div(segment_bytes).unwrap_or(0);

@@ -1,7 +1,7 @@
 //! The maps and globals of the program `underlay`, which counts VXLAN traffic on the underlay link.
 
-/// Map (per-CPU hash): [`TrafficKey`] to [`Traffic`]. The number is the layout's: raise it with every change of
-/// what key or value mean, and an agent that finds a pinned map of another layout makes a new one.
+/// Map (per-CPU hash): [`TrafficKey`] to [`Traffic`]. The number is the layout's: raise it with every change
+/// of what key or value mean, and an agent that finds a pinned map of another layout makes a new one.
 pub const TRAFFIC_MAP: &str = "TRAFFIC_V1";
 
 /// Map (per-CPU array of `u64`): packets that [`TRAFFIC_MAP`] does not hold, by [`Other`]. Numbered likewise.
@@ -58,7 +58,8 @@ impl Class {
     /// Every class, in the order of its number.
     pub const ALL: [Self; 3] = [Self::Unicast, Self::Broadcast, Self::Multicast];
 
-    /// The class of an Ethernet destination address (IEEE 802.3, 3.2.3: the first octet's lowest bit is the group's).
+    /// The class of an Ethernet destination address (IEEE 802.3, 3.2.3: the first octet's lowest bit is the
+    /// group's).
     #[inline(always)]
     pub const fn of(mac: [u8; 6]) -> Self {
         match mac {
@@ -82,7 +83,8 @@ impl Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Other {
-    /// It ends before its headers do. Counted for every IPv4 and IPv6 packet: whether it was VXLAN, nobody can tell.
+    /// It ends before its headers do. Counted for every IPv4 and IPv6 packet: whether it was VXLAN, nobody
+    /// can tell.
     Truncated = 0,
     /// A header contradicts itself, or there are more of them than the program follows.
     Malformed = 1,

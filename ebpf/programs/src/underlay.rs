@@ -1,5 +1,5 @@
-//! Counts the VXLAN packets that pass on the underlay link, by network, direction and class. It lets every packet
-//! pass as it came, to whatever else is attached.
+//! Counts the VXLAN packets that pass on the underlay link, by network, direction and class. It lets every
+//! packet pass as it came, to whatever else is attached.
 #![no_std]
 #![no_main]
 
@@ -56,7 +56,8 @@ fn count(context: &TcContext, direction: Direction) {
         Packet::Other(other) => count_other(other),
         Packet::Vxlan { vni, class, inner } => {
             let skb = context.skb.skb;
-            // SAFETY: the context that the kernel passed to this program; these are its fields for any TC program.
+            // SAFETY: the context that the kernel passed to this program; these are its fields for any TC
+            // program.
             let size = unsafe {
                 Size { bytes: (*skb).len, segments: (*skb).gso_segs, segment_bytes: (*skb).gso_size }
             };
@@ -75,8 +76,8 @@ fn count_traffic(key: &TrafficKey, seen: Traffic) {
         entry = TRAFFIC.get_ptr_mut(key);
     }
     match entry {
-        // SAFETY: this CPU's own value, which nothing else writes while the program runs: it is not preempted by
-        // another run, since both directions run with bottom halves off.
+        // SAFETY: this CPU's own value, which nothing else writes while the program runs: it is not preempted
+        // by another run, since both directions run with bottom halves off.
         Some(traffic) => unsafe {
             (*traffic).packets += seen.packets;
             (*traffic).bytes += seen.bytes;

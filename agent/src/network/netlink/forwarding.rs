@@ -17,8 +17,8 @@ const FLOOD: Mac = Mac([0; 6]);
 
 /// NUD_NOARP: it does not age.
 const NO_ARP: u16 = 0x40;
-/// NUD_REACHABLE: the VXLAN driver takes no entry that is neither this nor permanent, and permanent would make the bridge
-/// take it for an address of the host itself.
+/// NUD_REACHABLE: the VXLAN driver takes no entry that is neither this nor permanent, and permanent would
+/// make the bridge take it for an address of the host itself.
 const REACHABLE: u16 = 0x02;
 
 /// What one VXLAN device and its port on the bridge have.
@@ -80,8 +80,9 @@ fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
     }
 }
 
-/// Changes the entries of a VXLAN device into the wanted ones; returns how many were changed for addresses and how many
-/// for broadcast. What is new comes before what is stale goes, and an address moves from one VTEP to another in one step.
+/// Changes the entries of a VXLAN device into the wanted ones; returns how many were changed for addresses
+/// and how many for broadcast. What is new comes before what is stale goes, and an address moves from one
+/// VTEP to another in one step.
 pub(super) fn ensure(
     conversation: &mut Conversation,
     device: u32,

@@ -38,7 +38,8 @@ pub(super) fn collect_links(
     Ok(found)
 }
 
-/// Whether a link is the host's: not loopback, no tap, nothing of the overlay's, no port of a network's bridge.
+/// Whether a link is the host's: not loopback, no tap, nothing of the overlay's, no port of a network's
+/// bridge.
 fn is_own(link: &LinkState) -> bool {
     let guest = matches!(link.kind, Some(InfoKind::Tun | InfoKind::Vxlan | InfoKind::MacVtap));
     let named = ["gwb", "gwv", "gwt"].iter().any(|prefix| link.name.starts_with(prefix));

@@ -155,12 +155,11 @@ pub(super) fn remove(conversation: &mut Conversation, link: &LinkState) -> Resul
     }
 }
 
-/// The network's bridge, as wanted but for being up. Counts what was changed.
+/// The network's bridge, as wanted but for being up, and whether it had to be changed for that.
 pub(super) fn ensure_bridge(
     conversation: &mut Conversation,
     wanted: &NetworkWanted,
-    changes: &mut u32,
-) -> Result<LinkState, NetworkError> {
+) -> Result<(LinkState, bool), NetworkError> {
     let name = bridge_name(wanted.vni);
     let settings = || {
         let data = vec![InfoBridge::StpState(BridgeStpState::Disabled), InfoBridge::MulticastSnooping(false)];
@@ -169,12 +168,12 @@ pub(super) fn ensure_bridge(
             LinkInfo::Data(InfoData::Bridge(data)),
         ])
     };
-    let found = find(conversation, &name)?;
-    let bridge = match found {
+    let mut changed = false;
+    let bridge = match find(conversation, &name)? {
         Some(link) if link.kind == Some(InfoKind::Bridge) => link,
         other => {
             replace(conversation, other, "it is no bridge")?;
-            *changes += 1;
+            changed = true;
             create(conversation, &name, vec![LinkAttribute::Mtu(wanted.mtu), settings()])?
         }
     };
@@ -187,24 +186,25 @@ pub(super) fn ensure_bridge(
     }
     if !attributes.is_empty() {
         set(conversation, &bridge, attributes)?;
-        *changes += 1;
+        changed = true;
     }
     if !bridge.up {
         isolate(&name, wanted.vni)?;
     }
-    Ok(bridge)
+    Ok((bridge, changed))
 }
 
-/// The network's VXLAN device, as wanted and on the bridge, but for being up. Counts what was changed.
+/// The network's VXLAN device, as wanted and on the bridge, but for being up, and whether it had to be changed for
+/// that.
 pub(super) fn ensure_vxlan(
     conversation: &mut Conversation,
     wanted: &NetworkWanted,
     underlay: &Underlay,
     underlay_index: u32,
     bridge: &LinkState,
-    changes: &mut u32,
-) -> Result<LinkState, NetworkError> {
+) -> Result<(LinkState, bool), NetworkError> {
     let name = vxlan_name(wanted.vni);
+    let mut changed = false;
     let found = find(conversation, &name)?;
     let reason = found.as_ref().and_then(|link| vxlan_mismatch(link, wanted, underlay, underlay_index));
     let vxlan = match (found, reason) {
@@ -222,7 +222,7 @@ pub(super) fn ensure_vxlan(
                 InfoVxlan::Learning(false),
             ];
             let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
-            *changes += 1;
+            changed = true;
             create(conversation, &name, vec![LinkAttribute::Mtu(wanted.mtu), LinkAttribute::LinkInfo(info)])?
         }
     };
@@ -232,11 +232,11 @@ pub(super) fn ensure_vxlan(
     }
     if vxlan.mtu != wanted.mtu {
         set(conversation, &vxlan, vec![LinkAttribute::Mtu(wanted.mtu)])?;
-        *changes += 1;
+        changed = true;
     }
     if vxlan.bridge != Some(bridge.index) {
         set(conversation, &vxlan, vec![LinkAttribute::Controller(bridge.index)])?;
-        *changes += 1;
+        changed = true;
     }
     if vxlan.bridge != Some(bridge.index) || vxlan.settings.port_learning {
         let port = vec![
@@ -244,9 +244,9 @@ pub(super) fn ensure_vxlan(
             LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Learning(false)])),
         ];
         set(conversation, &vxlan, vec![LinkAttribute::LinkInfo(port)])?;
-        *changes += 1;
+        changed = true;
     }
-    Ok(vxlan)
+    Ok((vxlan, changed))
 }
 
 /// Why a link is not the VXLAN device that is wanted, in what can only be set when one is made.
@@ -342,12 +342,13 @@ fn change(conversation: &mut Conversation, message: LinkMessage, action: String)
     conversation.change(request, 0).map_err(|error| kernel(action, error))
 }
 
-/// Keeps the host's own protocols off a network's links. Otherwise guests would find the host on their network: it would
-/// answer ARP there for all of its addresses, and take packets for them, those of the underlay included.
+/// Keeps the host's own protocols off a network's links. Otherwise guests would find the host on their
+/// network: it would answer ARP there for all of its addresses, and take packets for them, those of the
+/// underlay included.
 fn isolate(link: &str, vni: u32) -> Result<(), NetworkError> {
     let settings = [
-        // No answer to ARP for any address of the host, and no packet accepted unless there were a route back by this
-        // link, which there never is.
+        // No answer to ARP for any address of the host, and no packet accepted unless there were a route back
+        // by this link, which there never is.
         ("ipv4", "arp_ignore", "8"),
         ("ipv4", "rp_filter", "1"),
         ("ipv6", "disable_ipv6", "1"),

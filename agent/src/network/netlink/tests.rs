@@ -1,6 +1,7 @@
 //! Real bridges and VXLAN devices in namespaces, looked at with iproute2.
 
 use super::{Netlink, UnderlayChoice};
+use crate::network::fake::FakeNetwork;
 use crate::network::sandbox::{add_host, in_namespace, in_sandbox, run, try_run};
 use crate::network::{Changes, HostNetwork, NetworkError};
 use godwit_protocol::error::ErrorKind;
@@ -12,10 +13,6 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 const VNI: u32 = 1007;
-
-fn network() -> NetworkId {
-    NetworkId(Uuid::from_u128(7))
-}
 
 fn mac(last: u8) -> Mac {
     Mac([0xfa, 0x16, 0x3e, 0, 0, last])
@@ -29,7 +26,7 @@ fn wanted(forwarding: &[(u8, u8)], flood: &[u8]) -> NetworkWanted {
     let entry =
         |(address, host): &(u8, u8)| Forwarding { mac: mac(*address), addresses: vec![], vtep: vtep(*host) };
     NetworkWanted {
-        network: network(),
+        network: NetworkId(Uuid::from_u128(7)),
         vni: VNI,
         mtu: 1500,
         udp_port: 4789,
@@ -231,28 +228,38 @@ fn a_local_port_is_put_on_the_bridge_as_soon_as_it_is_there() {
 fn removing_leaves_nothing_and_may_be_repeated() {
     on_a_host(|host| {
         let before = links();
-        assert!(!host.remove(network(), VNI, 1).unwrap());
+        assert!(!host.remove(VNI).unwrap());
         host.ensure(&wanted(&[(1, 12)], &[12])).unwrap();
-        assert!(host.remove(network(), VNI, 2).unwrap());
-        assert!(!host.remove(network(), VNI, 2).unwrap());
+        assert!(host.remove(VNI).unwrap());
+        assert!(!host.remove(VNI).unwrap());
         assert_eq!(links(), before);
         assert_eq!(host.observe().unwrap(), []);
     });
 }
 
 #[test]
-fn an_older_order_does_nothing() {
+fn the_overlay_in_memory_changes_and_reports_what_the_kernel_does() {
     on_a_host(|host| {
-        let at = |generation, host| NetworkWanted { generation, ..wanted(&[(1, host)], &[]) };
-        host.ensure(&at(5, 12)).unwrap();
-        assert!(host.ensure(&at(4, 13)).unwrap().is_empty());
-        assert!(!host.remove(network(), VNI, 3).unwrap());
-        assert_eq!(host.observe().unwrap()[0].forwarding, [(mac(1), vtep(12))]);
-        assert!(host.remove(network(), VNI, 6).unwrap());
-        assert!(host.ensure(&at(5, 12)).unwrap().is_empty(), "it must not come back");
-        assert_eq!(host.observe().unwrap(), []);
-        let reused = NetworkWanted { network: NetworkId(Uuid::from_u128(8)), ..at(1, 13) };
-        assert!(!host.ensure(&reused).unwrap().is_empty(), "another network with the same VNI");
+        let fake = FakeNetwork::new(host.underlay().unwrap(), vec![]);
+        let orders = [
+            wanted(&[(1, 12), (2, 12), (3, 13)], &[12, 13]),
+            wanted(&[(1, 12), (2, 12), (3, 13)], &[13, 12]),
+            wanted(&[(1, 14), (3, 13), (4, 12)], &[13, 14]),
+            NetworkWanted { mtu: 1400, ..wanted(&[(1, 14), (3, 13)], &[13]) },
+            NetworkWanted { udp_port: 8472, mtu: 1400, ..wanted(&[(1, 14)], &[13, 15]) },
+            NetworkWanted { vni: 2000, ..wanted(&[(1, 14)], &[]) },
+            NetworkWanted { mtu: 9000, ..wanted(&[], &[]) },
+            wanted(&[], &[]),
+        ];
+        for (step, order) in orders.iter().enumerate() {
+            let (ours, theirs) = (fake.ensure(order), host.ensure(order));
+            assert_eq!(ours.map_err(|error| error.to_string()), theirs.map_err(|error| error.to_string()));
+            assert_eq!(fake.observe().unwrap(), host.observe().unwrap(), "after step {step}");
+        }
+        for vni in [VNI, VNI, 2000] {
+            assert_eq!(fake.remove(vni).unwrap(), host.remove(vni).unwrap());
+            assert_eq!(fake.observe().unwrap(), host.observe().unwrap());
+        }
     });
 }
 
@@ -368,8 +375,7 @@ fn add_guest(host: &str, guest: &str, last: u8) {
 
 #[test]
 fn guests_reach_each_other_across_hosts_and_a_moved_one_is_found_again() {
-    let order = |generation, ports: &[u8], forwarding: &[(u8, u8)], flood: &[u8]| NetworkWanted {
-        generation,
+    let order = |ports: &[u8], forwarding: &[(u8, u8)], flood: &[u8]| NetworkWanted {
         ports: ports.iter().map(|last| local_port(*last)).collect(),
         ..wanted(forwarding, flood)
     };
@@ -382,8 +388,8 @@ fn guests_reach_each_other_across_hosts_and_a_moved_one_is_found_again() {
         let ensure = |host, last, wanted: NetworkWanted| {
             in_namespace(host, || open(last).ensure(&wanted).unwrap());
         };
-        ensure("h1", 11, order(1, &[1], &[(2, 12)], &[12]));
-        ensure("h2", 12, order(1, &[2], &[(1, 11)], &[11]));
+        ensure("h1", 11, order(&[1], &[(2, 12)], &[12]));
+        ensure("h2", 12, order(&[2], &[(1, 11)], &[11]));
         run("ip netns exec g1 ping -c 3 -i 0.05 -W 2 -M do -s 1472 10.0.0.2");
 
         // The guest g2 now is on h3: its port goes from one bridge to the other.
@@ -391,9 +397,9 @@ fn guests_reach_each_other_across_hosts_and_a_moved_one_is_found_again() {
         run(&format!("ip -n h2 link set {tap} nomaster"));
         run(&format!("ip -n h2 link set {tap} netns h3"));
         run(&format!("ip -n h3 link set {tap} up"));
-        ensure("h3", 13, order(2, &[2], &[(1, 11)], &[11]));
-        ensure("h1", 11, order(2, &[1], &[(2, 13)], &[13]));
-        ensure("h2", 12, order(2, &[], &[(1, 11), (2, 13)], &[]));
+        ensure("h3", 13, order(&[2], &[(1, 11)], &[11]));
+        ensure("h1", 11, order(&[1], &[(2, 13)], &[13]));
+        ensure("h2", 12, order(&[], &[(1, 11), (2, 13)], &[]));
         run("ip netns exec g1 ping -c 3 -i 0.05 -W 2 10.0.0.2");
         run("ip netns exec g2 ping -c 3 -i 0.05 -W 2 10.0.0.1");
     });

@@ -73,7 +73,7 @@ impl Series {
             runs: IntCounterVec::new(
                 Opts::new(
                     "godwit_vxlan_program_runs_total",
-                    "Runs of the counting program since it was loaded, while kernel.bpf_stats_enabled is set.",
+                    "Runs of the counting program since its load, while kernel.bpf_stats_enabled is set.",
                 ),
                 &["direction"],
             )?,

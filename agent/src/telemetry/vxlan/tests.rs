@@ -1,4 +1,5 @@
-//! What the programs count: packets made by hand, given to the programs in the kernel and to the same parser here.
+//! What the programs count: packets made by hand, given to the programs in the kernel and to the same parser
+//! here.
 
 mod attachment;
 mod frames;
@@ -23,7 +24,8 @@ fn quiet_telemetry(options: Options) -> VxlanTelemetry {
     VxlanTelemetry::ensure("quiet", Path::new(BPFFS), options).unwrap()
 }
 
-/// Runs a program on a packet, as if the kernel had seen it with this offload, and checks that it lets it pass as it was.
+/// Runs a program on a packet, as if the kernel had seen it with this offload, and checks that it lets it
+/// pass as it was.
 fn run_program(program: &SchedClassifier, packet: &[u8], segments: u32, segment_bytes: u32) {
     // struct __sk_buff, of which a test run takes these fields.
     let mut context = [0; 192];

@@ -18,8 +18,8 @@ use std::thread;
 
 const VNI: u32 = 42;
 
-/// Two hosts with a VXLAN of the kernel's own between them, and nothing else on their underlay: h1 is 10.1.0.1 in it,
-/// h2 is 10.1.0.2. Each counts what leaves by its eth0 in a qdisc.
+/// Two hosts with a VXLAN of the kernel's own between them, and nothing else on their underlay: h1 is
+/// 10.1.0.1 in it, h2 is 10.1.0.2. Each counts what leaves by its eth0 in a qdisc.
 fn two_hosts() {
     for (host, last) in [("h1", 11), ("h2", 12)] {
         add_host(host, &format!("198.18.0.{last}"));
@@ -33,8 +33,8 @@ fn two_hosts() {
         |host: &str, link: &str| run(&format!("ip netns exec {host} cat /sys/class/net/{link}/address"));
     for (host, own, peer) in [("h1", 1, 2), ("h2", 2, 1)] {
         run(&format!(
-            "ip -n {host} link add vx type vxlan id {VNI} dev eth0 local 198.18.0.1{own} remote 198.18.0.1{peer} \
-             dstport 4789"
+            "ip -n {host} link add vx type vxlan id {VNI} dev eth0 local 198.18.0.1{own} \
+             remote 198.18.0.1{peer} dstport 4789"
         ));
         run(&format!("ip -n {host} address add 10.1.0.{own}/24 broadcast 10.1.0.255 dev vx"));
         run(&format!("ip -n {host} link set vx up"));
