@@ -39,6 +39,10 @@ impl ProgressSink {
 /// Does a request. It blocks, and runs on a thread where it may.
 pub type Run = Arc<dyn Fn(&AgentRequest, &ProgressSink) -> Answer + Send + Sync>;
 
+/// Told of each request at once, before it waits its turn, so that it can hurry on the one that runs. It must not
+/// block.
+pub type Herald = Arc<dyn Fn(&AgentRequest) + Send + Sync>;
+
 /// What calls must not run at the same time for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Subject {
@@ -77,6 +81,7 @@ struct Newest {
 
 struct Shared {
     run: Run,
+    herald: Herald,
     newest: Mutex<Newests>,
     requests: IntCounterVec,
     seconds: HistogramVec,
@@ -93,11 +98,11 @@ struct Newests {
 pub struct Calls(Arc<Shared>);
 
 impl Calls {
-    /// Calls done by `run`, counted in `registry`.
+    /// Calls announced by `herald` and done by `run`, counted in `registry`.
     ///
     /// # Errors
     /// When `registry` holds such metrics already.
-    pub fn new(run: Run, registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub fn new(run: Run, herald: Herald, registry: &Registry) -> Result<Self, prometheus::Error> {
         let requests = IntCounterVec::new(
             Opts::new("godwit_agent_requests_total", "Requests of the coordinator that ended."),
             &["request", "outcome"],
@@ -109,12 +114,13 @@ impl Calls {
         )?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
-        Ok(Self(Arc::new(Shared { run, newest: Mutex::default(), requests, seconds })))
+        Ok(Self(Arc::new(Shared { run, herald, newest: Mutex::default(), requests, seconds })))
     }
 
     /// Starts `request`, or joins the same one if that is the newest of its instance or network and not over.
     /// Must be called inside a tokio runtime.
     pub fn submit(&self, request: AgentRequest) -> watch::Receiver<CallState> {
+        (self.0.herald)(&request);
         let subject = subject(&request);
         let mut newest = self.0.lock();
         let before = match subject.and_then(|s| newest.by_subject.get(&s)) {
@@ -223,7 +229,7 @@ mod tests {
             Ok(AgentReply::Done)
         });
         let registry = Registry::new();
-        (Calls::new(run, &registry).unwrap(), gate, begun, registry)
+        (Calls::new(run, Arc::new(|_| ()), &registry).unwrap(), gate, begun, registry)
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -278,7 +284,7 @@ mod tests {
             AgentRequest::StartInstance(_) => panic!("a test's panic"),
             _ => Ok(AgentReply::Done),
         });
-        let calls = Calls::new(run, &registry).unwrap();
+        let calls = Calls::new(run, Arc::new(|_| ()), &registry).unwrap();
         let instance = InstanceId::random();
         let error = end(calls.submit(AgentRequest::StartInstance(instance))).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Internal);

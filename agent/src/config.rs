@@ -1,17 +1,18 @@
 //! `agent.toml`: what the operator says, and what is found out where nothing is said.
 
 use crate::hypervisor::{MemoryBinding, Virtualization};
+use crate::network::netlink::UnderlayChoice;
 use crate::state::{StateError, write_atomic};
 use serde::Deserialize;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// TCP port for streams of migrations where none is configured.
-const MIGRATION_PORT: u16 = 8776;
+pub const MIGRATION_PORT: u16 = 8776;
 
 /// Why there is no configuration to run with.
 #[derive(Debug, thiserror::Error)]
@@ -35,17 +36,6 @@ pub enum ConfigError {
     /// No coordinator is named.
     #[error("{} names no coordinator; `godwit-agent join URL TOKEN` writes it", .0.display())]
     NoCoordinator(PathBuf),
-    /// There is no way to the coordinator, so there is nothing to take the underlay from.
-    #[error("no route towards the coordinator at {coordinator}; set underlay_address in agent.toml")]
-    NoRoute {
-        /// The coordinator.
-        coordinator: SocketAddr,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The underlay's address is on no link of this host.
-    #[error("no link of this host has the underlay address {0}; set underlay_address in agent.toml")]
-    NoLink(IpAddr),
     /// The file cannot be written.
     #[error("cannot write the configuration")]
     Write(#[from] StateError),
@@ -147,18 +137,16 @@ pub struct Config {
     pub dir: PathBuf,
     /// Where the coordinator takes agents.
     pub coordinator: SocketAddr,
-    /// The link that VXLAN packets leave by.
-    pub underlay_link: String,
-    /// The host's VTEP address, on that link.
-    pub underlay_address: IpAddr,
+    /// What is said of the link and the address that VXLAN packets leave by.
+    pub underlay: UnderlayChoice,
     /// The shared folder of images and instances.
     pub pool: PathBuf,
     /// libvirt's URI.
     pub libvirt: String,
     /// Where `/metrics` is.
     pub metrics_listen: MetricsListen,
-    /// Where streams of migrations are accepted.
-    pub migration_listen: SocketAddr,
+    /// Where streams of migrations are accepted; none: [`MIGRATION_PORT`] of the underlay's address.
+    pub migration_listen: Option<SocketAddr>,
     /// A mounted BPF file system.
     pub bpffs: PathBuf,
     /// CPUs for floating vCPUs; none: all.
@@ -186,28 +174,20 @@ impl Config {
         };
         let written = read(&path, &text)?;
         let coordinator = written.coordinator.ok_or(ConfigError::NoCoordinator(path))?;
-        let (underlay_link, underlay_address) = match (written.underlay_link, written.underlay_address) {
-            (Some(link), Some(address)) => (link, address),
-            (None, Some(address)) => (link_of(address)?, address),
-            (link, None) => {
-                let address = address_towards(coordinator)
-                    .map_err(|source| ConfigError::NoRoute { coordinator, source })?;
-                (link.map_or_else(|| link_of(address), Ok)?, address)
-            }
-        };
         Ok(Self {
             dir: dir.to_owned(),
             coordinator,
-            underlay_link,
-            underlay_address,
+            underlay: UnderlayChoice {
+                link: written.underlay_link,
+                address: written.underlay_address,
+                towards: Some(coordinator.ip()),
+            },
             pool: written.pool.unwrap_or_else(|| "/srv/godwit".into()),
             libvirt: written.libvirt.unwrap_or_else(|| "qemu:///system".to_owned()),
             metrics_listen: written
                 .metrics_listen
                 .unwrap_or_else(|| MetricsListen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9177)))),
-            migration_listen: written
-                .migration_listen
-                .unwrap_or_else(|| SocketAddr::new(underlay_address, MIGRATION_PORT)),
+            migration_listen: written.migration_listen,
             bpffs: written.bpffs.unwrap_or_else(|| "/sys/fs/bpf".into()),
             shared_cpus: written.shared_cpus,
             dedicated_cpus: written.dedicated_cpus.unwrap_or_default(),
@@ -245,24 +225,6 @@ fn read(path: &Path, text: &str) -> Result<Written, ConfigError> {
     })
 }
 
-/// The address that packets to `peer` leave from. Connecting a UDP socket asks the routes and sends nothing.
-fn address_towards(peer: SocketAddr) -> io::Result<IpAddr> {
-    let any: SocketAddr = if peer.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any)?;
-    socket.connect(peer)?;
-    Ok(socket.local_addr()?.ip())
-}
-
-fn link_of(address: IpAddr) -> Result<String, ConfigError> {
-    let found = nix::ifaddrs::getifaddrs().ok().into_iter().flatten().find(|link| {
-        link.address.is_some_and(|a| match address {
-            IpAddr::V4(v4) => a.as_sockaddr_in().is_some_and(|s| s.ip() == v4),
-            IpAddr::V6(v6) => a.as_sockaddr_in6().is_some_and(|s| s.ip() == v6),
-        })
-    });
-    found.map(|link| link.interface_name).ok_or(ConfigError::NoLink(address))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,12 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn the_underlay_is_found_on_the_way_to_the_coordinator() {
+    fn what_is_not_said_is_what_most_hosts_want() {
         let config = load("coordinator = \"127.0.0.1:8775\"").unwrap();
-        assert_eq!(config.underlay_link, "lo");
-        assert_eq!(config.underlay_address, IpAddr::from([127, 0, 0, 1]));
-        assert_eq!(config.migration_listen, "127.0.0.1:8776".parse().unwrap());
+        let towards = Some(IpAddr::from([127, 0, 0, 1]));
+        assert_eq!(config.underlay, UnderlayChoice { link: None, address: None, towards });
+        assert_eq!(config.migration_listen, None);
         assert_eq!(config.reserved_memory_bytes, 512 << 20);
+        assert_eq!((config.shared_cpus, config.dedicated_cpus), (None, CpuSet::default()));
+        assert_eq!(config.memory_binding, MemoryBinding::Strict);
     }
 
     #[test]
@@ -311,7 +275,8 @@ mod tests {
              memory_binding = \"none\"\nvirtualization = \"tcg\"\n",
         )
         .unwrap();
-        assert_eq!(config.underlay_link, "eth7");
+        assert_eq!(config.underlay.link.as_deref(), Some("eth7"));
+        assert_eq!(config.underlay.address, Some([198, 18, 0, 11].into()));
         assert_eq!(config.metrics_listen, MetricsListen::Unix("/run/m.sock".into()));
         assert_eq!(config.shared_cpus, Some(CpuSet(vec![0, 1, 4])));
         assert_eq!(config.dedicated_cpus, CpuSet(vec![2]));

@@ -1,2 +1,146 @@
-//! Godwit agent.
-fn main() {}
+//! `godwit-agent`: the daemon on each host.
+#![forbid(unsafe_code)]
+
+use clap::{Parser, Subcommand};
+use godwit_agent::config::Config;
+use godwit_agent::datapath::WorkerCommand;
+use godwit_agent::hypervisor::chain;
+use godwit_agent::{daemon, datapath, host, inventory, join};
+use std::error::Error;
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Godwit's agent: runs virtual machines on this host as the coordinator asks, and tells it what runs
+#[derive(Parser)]
+#[command(
+    version,
+    max_term_width = 110,
+    after_help = "\
+Exit status: 0 when it went well, 1 when it failed, 2 for a wrong command line.
+RUST_LOG sets what is logged to stderr, for example RUST_LOG=debug."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make this host one of the fleet, with a one-time token of the coordinator
+    ///
+    /// The token names the coordinator's CA: nothing is sent to a server that does not prove to be of that CA. The
+    /// host makes its own key, which never leaves it, and is given a certificate.
+    Join {
+        /// The coordinator, such as https://198.18.0.1:8774
+        url: String,
+        /// The token, or - to read it from standard input
+        token: String,
+        #[command(flatten)]
+        dir: Dir,
+        /// Join as a new host though this one has joined before
+        #[arg(long)]
+        force: bool,
+    },
+    /// Run the agent until SIGTERM; guests and networks stay when it stops
+    Run {
+        #[command(flatten)]
+        dir: Dir,
+    },
+    /// Show cells, CPUs, memory and pages as the kernel tells them
+    Inventory {
+        /// Read another machine's tree, with sys/ and proc/ under this folder
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        sysfs_root: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Move bytes; the agent starts such processes itself
+    #[command(hide = true, subcommand)]
+    Worker(WorkerCommand),
+}
+
+#[derive(clap::Args)]
+struct Dir {
+    /// The agent's folder: agent.toml, its identity and its state
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/godwit")]
+    dir: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Join { url, token, dir, force } => join_fleet(&url, token, &dir.dir, force),
+        Command::Run { dir } => run(&dir.dir),
+        Command::Inventory { sysfs_root, json } => show_inventory(&sysfs_root, json),
+        Command::Worker(command) => return datapath::run(command),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("godwit-agent: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn join_fleet(url: &str, token: String, dir: &Path, force: bool) -> Result<(), Box<dyn Error>> {
+    let token = if token == "-" {
+        let mut text = String::new();
+        std::io::stdin().take(4096).read_to_string(&mut text)?;
+        text
+    } else {
+        token
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let host = runtime.block_on(join::join(dir, url, &token, force))?;
+    println!("Joined as host {host}. Start the agent: godwit-agent run --dir {}", dir.display());
+    Ok(())
+}
+
+fn run(dir: &Path) -> Result<(), Box<dyn Error>> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    Ok(daemon::run(Config::load(dir)?)?)
+}
+
+fn show_inventory(root: &Path, json: bool) -> Result<(), Box<dyn Error>> {
+    let page_kib = if root == Path::new("/") { host::page_kib() } else { inventory::ORDINARY_PAGE_KIB };
+    let cells = inventory::read_cells(root, page_kib)?;
+    let model = inventory::cpu_model(root)?;
+    let mut out = std::io::stdout().lock();
+    if json {
+        let all = serde_json::json!({ "cpu_model": model, "cells": cells });
+        writeln!(out, "{all:#}")?;
+        return Ok(());
+    }
+    writeln!(out, "CPU: {}", if model.is_empty() { "unknown" } else { &model })?;
+    for cell in &cells {
+        let cpus: Vec<u32> = cell.cpus.iter().map(|c| c.id).collect();
+        writeln!(out, "cell {}: CPUs {}, {} MiB", cell.id, ranges(&cpus), cell.memory_bytes >> 20)?;
+        for pool in &cell.page_pools {
+            writeln!(out, "  {} pages of {} KiB", pool.total, pool.size_kib)?;
+        }
+        let distances: Vec<String> =
+            cell.distances.iter().map(|(other, distance)| format!("{other}: {distance}")).collect();
+        if !distances.is_empty() {
+            writeln!(out, "  distances {}", distances.join(", "))?;
+        }
+    }
+    Ok(())
+}
+
+/// `0-3,8`, from numbers in rising order.
+fn ranges(numbers: &[u32]) -> String {
+    let runs = numbers.chunk_by(|a, b| a + 1 == *b);
+    let text: Vec<String> = runs
+        .map(|run| match run {
+            [one] => one.to_string(),
+            [first, .., last] => format!("{first}-{last}"),
+            [] => String::new(),
+        })
+        .collect();
+    if text.is_empty() { "none".to_owned() } else { text.join(",") }
+}

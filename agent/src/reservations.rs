@@ -6,6 +6,7 @@ use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::host::Cell;
 use godwit_protocol::id::InstanceId;
 use godwit_protocol::reservation::{Reservation, ReservedCell};
+use prometheus::{IntGauge, Registry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -117,6 +118,7 @@ type Table = BTreeMap<InstanceId, Reservation>;
 pub struct Reservations {
     path: PathBuf,
     table: Mutex<Table>,
+    count: IntGauge,
 }
 
 impl Reservations {
@@ -127,8 +129,20 @@ impl Reservations {
     pub fn open(dir: &Path) -> Result<Self, StateError> {
         let path = dir.join("reservations.json");
         let kept: Vec<Reservation> = read_json(&path)?.unwrap_or_default();
-        let table = kept.into_iter().map(|r| (r.instance, r)).collect();
-        Ok(Self { path, table: Mutex::new(table) })
+        let table: Table = kept.into_iter().map(|r| (r.instance, r)).collect();
+        // The name is right, so there is no error to tell.
+        let count = IntGauge::new("godwit_reservations", "Instances that hold something on this host.")
+            .map_err(|e| StateError::Malformed { path: path.clone(), source: e.into() })?;
+        count.set(table.len() as i64);
+        Ok(Self { path, table: Mutex::new(table), count })
+    }
+
+    /// Adds `godwit_reservations` to `registry`.
+    ///
+    /// # Errors
+    /// When it holds such a metric already.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.count.clone()))
     }
 
     /// Holds `wanted`, and nothing else, for its instance. When it is refused, what the instance held before is
@@ -164,20 +178,22 @@ impl Reservations {
         Ok(true)
     }
 
+    /// What `instance` holds.
+    pub fn get(&self, instance: InstanceId) -> Option<Reservation> {
+        self.lock().get(&instance).cloned()
+    }
+
     /// All of them, by instance.
     pub fn list(&self) -> Vec<Reservation> {
         self.lock().values().cloned().collect()
     }
 
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.lock().len()
-    }
-
     fn save(&self, table: &Table) -> Result<(), StateError> {
         let bytes = serde_json::to_vec(&table.values().collect::<Vec<_>>())
             .map_err(|e| StateError::Malformed { path: self.path.clone(), source: e.into() })?;
-        write_atomic(&self.path, &bytes, 0o600)
+        write_atomic(&self.path, &bytes, 0o600)?;
+        self.count.set(table.len() as i64);
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

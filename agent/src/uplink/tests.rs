@@ -63,7 +63,7 @@ impl Rig {
         });
         let reporter = Arc::new(Reporter::new(state, collect));
         let registry = Registry::new();
-        let calls = Calls::new(run, &registry).unwrap();
+        let calls = Calls::new(run, Arc::new(|_| ()), &registry).unwrap();
         let identity = ca.identity(host_name(host));
         let uplink = Uplink::new(coordinator, host, &identity, calls, reporter.clone(), &registry).unwrap();
         Self { host, uplink: Arc::new(uplink), reporter, held, running: None, _dir: dir }

@@ -1,0 +1,169 @@
+//! What an agent can be asked, in one `match`. Everything here blocks, and may be repeated.
+
+use crate::calls::{Answer, ProgressSink};
+use crate::crash::{self, Side};
+use crate::host::Host;
+use crate::hypervisor::{Cancel, DomainContext, Hypervisor};
+use crate::migration::Migrations;
+use crate::report::Reporter;
+use crate::state::State;
+use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::id::InstanceId;
+use godwit_protocol::instance::InstanceSpec;
+use godwit_protocol::network::NetworkWanted;
+use godwit_protocol::request::{AgentReply, AgentRequest};
+use godwit_protocol::reservation::Reservation;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The agent of one host.
+pub struct Agent {
+    /// The host and what is on it.
+    pub host: Arc<Host>,
+    /// What runs its guests.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Both halves of migrations.
+    pub migrations: Migrations,
+    /// What is kept on disk.
+    pub state: Arc<State>,
+    /// Tells what changed.
+    pub reporter: Arc<Reporter>,
+}
+
+impl Agent {
+    /// Does one request, on a thread of a tokio runtime that may block.
+    ///
+    /// # Errors
+    /// What the coordinator is to know; the host is then as it was, or the same request again makes it whole.
+    pub fn handle(&self, request: &AgentRequest, progress: &ProgressSink) -> Answer {
+        let point = format!("agent.{}", request.name());
+        crash::point(&point, Side::Before);
+        let answer = self.act(request, progress);
+        crash::point(&point, Side::After);
+        if !matches!(
+            request,
+            AgentRequest::Report | AgentRequest::Console { .. } | AgentRequest::InstanceState(_)
+        ) {
+            self.reporter.mark_changed();
+        }
+        answer
+    }
+
+    /// Hears of a request before its turn: one that discards a migration need not wait for the migration to end by
+    /// itself.
+    pub fn hear(&self, request: &AgentRequest) {
+        if let AgentRequest::DiscardMigration { migration, .. } = request {
+            // Not running, as a rule.
+            let _ = self.migrations.cancel(*migration);
+        }
+    }
+
+    fn act(&self, request: &AgentRequest, progress: &ProgressSink) -> Answer {
+        use AgentRequest as R;
+        let pool = &self.host.pool;
+        match request {
+            R::Report => return self.report(),
+            R::Reserve(reservation) => {
+                self.host.reservations.reserve(&self.host.capacity()?, reservation.clone())?;
+            }
+            R::Release(instance) => {
+                self.host.reservations.release(*instance).map_err(not_kept)?;
+            }
+            R::CreateDisk(disk) => {
+                let format = pool.create_disk(disk, &mut |p| progress.send(p), &Cancel::default())?;
+                return Ok(AgentReply::Disk { format });
+            }
+            R::DeleteDisk(instance) => pool.delete_disk(*instance)?,
+            R::EnsureNetwork(wanted) => self.ensure_network(wanted)?,
+            R::RemoveNetwork { network, vni, generation } => {
+                if self.state.accept_network(*network, *generation, true).map_err(not_kept)? {
+                    self.host.network.remove(*vni)?;
+                }
+            }
+            R::DefineInstance(spec) => self.define(spec)?,
+            R::StartInstance(instance) => {
+                self.reservation(*instance)?;
+                self.hypervisor.start(*instance)?;
+            }
+            R::StopInstance { instance, grace_ms } => {
+                self.hypervisor.stop(*instance, Duration::from_millis(*grace_ms))?;
+            }
+            R::RebootInstance { instance, hard } => self.hypervisor.reboot(*instance, *hard)?,
+            R::PauseInstance { instance, paused } => self.hypervisor.pause(*instance, *paused)?,
+            R::RemoveInstance(instance) => self.hypervisor.remove(*instance)?,
+            R::Console { instance, lines } => {
+                return Ok(AgentReply::Console(pool.console(*instance, *lines)?));
+            }
+            R::PrepareMigration(target) => {
+                self.holds(&target.spec)?;
+                let ready = self.migrations.prepare(target, &self.context()?)?;
+                return Ok(AgentReply::TargetReady(Box::new(ready)));
+            }
+            R::Migrate(source) => {
+                let outcome = self.migrations.migrate(source, &mut |p| progress.send(p))?;
+                return Ok(AgentReply::Migrated(outcome));
+            }
+            R::CancelMigration(migration) => self.migrations.cancel(*migration)?,
+            R::DiscardMigration { migration, instance } => {
+                self.migrations.discard(*migration, *instance)?;
+            }
+            R::InstanceState(instance) => {
+                return Ok(AgentReply::State(self.hypervisor.state(*instance)?));
+            }
+        }
+        Ok(AgentReply::Done)
+    }
+
+    fn report(&self) -> Answer {
+        let report = tokio::runtime::Handle::current().block_on(self.reporter.next(true))?;
+        let report = report.ok_or_else(|| RequestError::new(ErrorKind::Internal, "there is no report"))?;
+        Ok(AgentReply::Report(Box::new(report)))
+    }
+
+    fn ensure_network(&self, wanted: &NetworkWanted) -> Result<(), RequestError> {
+        // An older state than one that was wanted before: what is wanted is there, or on its way.
+        if self.state.accept_network(wanted.network, wanted.generation, false).map_err(not_kept)? {
+            self.host.network.ensure(wanted)?;
+        }
+        Ok(())
+    }
+
+    fn define(&self, spec: &InstanceSpec) -> Result<(), RequestError> {
+        self.holds(spec)?;
+        self.host.pool.write_config_drive(spec)?;
+        Ok(self.hypervisor.define(spec, &self.context()?)?)
+    }
+
+    /// What an instance holds here. Nothing is started that holds nothing.
+    fn reservation(&self, instance: InstanceId) -> Result<Reservation, RequestError> {
+        self.host.reservations.get(instance).ok_or_else(|| {
+            RequestError::new(
+                ErrorKind::Conflict,
+                format!("instance {instance} holds no reservation on this host; reserve first"),
+            )
+        })
+    }
+
+    fn holds(&self, spec: &InstanceSpec) -> Result<(), RequestError> {
+        if self.reservation(spec.instance)? == spec.reservation {
+            return Ok(());
+        }
+        let text = format!("instance {} holds another reservation on this host than it says", spec.instance);
+        Err(RequestError::new(ErrorKind::Conflict, text))
+    }
+
+    fn context(&self) -> Result<DomainContext, RequestError> {
+        Ok(DomainContext {
+            pool: self.host.config.pool.clone(),
+            cells: self.host.capacity()?.cells,
+            memory_binding: self.host.config.memory_binding,
+        })
+    }
+}
+
+fn not_kept(error: crate::state::StateError) -> RequestError {
+    RequestError::new(ErrorKind::Unavailable, crate::hypervisor::chain(&error))
+}
+
+#[cfg(test)]
+mod tests;

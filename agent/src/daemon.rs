@@ -1,0 +1,183 @@
+//! The running agent: its parts put together, until a signal.
+
+use crate::agent::Agent;
+use crate::calls::Calls;
+use crate::config::{Config, MIGRATION_PORT};
+use crate::host::{Host, configured_cells};
+use crate::hypervisor::libvirt::Libvirt;
+use crate::hypervisor::{Hypervisor, chain};
+use crate::instances::Instances;
+use crate::metrics::{ListenError, Metrics, Process};
+use crate::migration::{MigrationSettings, Migrations};
+use crate::network::HostNetwork;
+use crate::network::netlink::Netlink;
+use crate::report::Reporter;
+use crate::reservations::Reservations;
+use crate::state::{IdentityPaths, State, StateError};
+use crate::storage::Pool;
+use crate::telemetry::vxlan::{Options, VxlanCollector, VxlanTelemetry};
+use crate::uplink::{Uplink, UplinkError};
+use godwit_protocol::error::RequestError;
+use godwit_protocol::quic::{ChannelError, Identity};
+use prometheus::{IntGauge, Registry};
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Threads that must never block: two, for what they do is little.
+const ASYNC_THREADS: usize = 2;
+
+/// Threads for calls that block. More than these hang only when libvirt does.
+const MAX_BLOCKING_THREADS: usize = 128;
+
+/// Sockets of migrations: the same path on all hosts.
+const MIGRATIONS_FOLDER: &str = "/run/godwit/migrations";
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Its folder.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its identity.
+    #[error("the identity in the agent's folder cannot be used; join again with --force")]
+    Identity(#[source] ChannelError),
+    /// Its connection.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    /// Its metrics' address.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Its metrics' names.
+    #[error("metrics cannot be registered")]
+    Metrics(#[from] prometheus::Error),
+    /// The kernel's network interface.
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
+    /// What the kernel tells of it.
+    #[error(transparent)]
+    Host(#[from] RequestError),
+    /// Threads, sockets or signals.
+    #[error("the agent cannot start")]
+    Io(#[from] io::Error),
+}
+
+/// Runs the agent of `config` until SIGTERM or SIGINT. What it set up on the host stays.
+///
+/// # Errors
+/// Each of [`RunError`], before anything runs.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(ASYNC_THREADS)
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(serve(config));
+    // Calls that hang must not keep the process: what they do is safe to end.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    outcome
+}
+
+async fn serve(config: Config) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let state = Arc::new(State::open(&config.dir)?);
+    let identity = Arc::new(read_identity(&config.dir)?);
+    let registry = Registry::new();
+    registry.register(Box::new(Process::new(&state.host().to_string())?))?;
+    let metrics = Metrics::bind(&config.metrics_listen, registry.clone()).await?;
+    let network = Netlink::open(&config.underlay)?;
+    let underlay = network.underlay()?;
+    watch_underlay(&underlay.link, &config.bpffs, &registry)?;
+    let (coordinator, host) = (config.coordinator, state.host());
+    let (calls, reporter) = assemble(config, state, identity.clone(), network, &registry)?;
+    let uplink = Uplink::new(coordinator, host, &identity, calls, reporter, &registry)?;
+    tracing::info!(%host, %coordinator, "the agent runs");
+    tokio::select! {
+        () = uplink.run() => {}
+        () = metrics.serve() => {}
+        _ = terminate.recv() => tracing::info!("SIGTERM: the agent stops, guests go on"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: the agent stops, guests go on"),
+    }
+    uplink.close().await;
+    Ok(())
+}
+
+fn read_identity(dir: &Path) -> Result<Identity, RunError> {
+    let paths = IdentityPaths::new(dir);
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).map_err(|source| StateError::Io { path: path.to_owned(), source })
+    };
+    Identity::from_pem(&read(&paths.certificate)?, &read(&paths.key)?, &read(&paths.ca)?)
+        .map_err(RunError::Identity)
+}
+
+/// Counts the underlay's packets. A host whose kernel does not let us is still a host.
+fn watch_underlay(link: &str, bpffs: &Path, registry: &Registry) -> Result<(), RunError> {
+    let up = IntGauge::new("godwit_telemetry_up", "Whether the underlay's packets are counted.")?;
+    registry.register(Box::new(up.clone()))?;
+    match VxlanTelemetry::ensure(link, bpffs, Options::default()) {
+        Ok(telemetry) => {
+            registry.register(Box::new(VxlanCollector::new(Arc::new(telemetry))?))?;
+            up.set(1);
+        }
+        Err(error) => tracing::error!("packets are not counted: {}", chain(&error)),
+    }
+    Ok(())
+}
+
+/// Puts the parts together: what takes requests, and what reports.
+fn assemble(
+    config: Config,
+    state: Arc<State>,
+    identity: Arc<Identity>,
+    network: Netlink,
+    registry: &Registry,
+) -> Result<(Calls, Arc<Reporter>), RunError> {
+    let reservations = Arc::new(Reservations::open(&config.dir)?);
+    reservations.register(registry)?;
+    let (_, missing) = configured_cells(&config)?;
+    if !missing.is_empty() {
+        tracing::warn!(cpus = ?missing, "agent.toml names CPUs that are not online here; they are left out");
+    }
+    let hypervisor: Arc<dyn Hypervisor> =
+        Arc::new(Libvirt::new(&config.libvirt, config.virtualization, config.dir.clone()));
+    let pool = Pool::new(config.pool.clone());
+    let instances = Instances::new(hypervisor.clone(), reservations.clone(), registry)?;
+    let address = network.underlay()?.address;
+    let migration_listen =
+        config.migration_listen.unwrap_or_else(|| SocketAddr::new(address, MIGRATION_PORT));
+    let settings = MigrationSettings {
+        identity,
+        host: state.host(),
+        listen: migration_listen,
+        libvirt_uri: config.libvirt.clone(),
+        folder: MIGRATIONS_FOLDER.into(),
+    };
+    let migrations = Migrations::new(settings, hypervisor.clone());
+    let id = state.host();
+    let host = Arc::new(Host {
+        id,
+        config,
+        instances,
+        reservations,
+        network: Arc::new(network),
+        pool,
+        migration_listen,
+    });
+    let reported = host.clone();
+    let reporter = Arc::new(Reporter::new(state.clone(), Arc::new(move || reported.report())));
+    let told = reporter.clone();
+    hypervisor.subscribe(Arc::new(move |_| told.mark_changed()));
+    let agent = Arc::new(Agent { host, hypervisor, migrations, state, reporter: reporter.clone() });
+    let hearing = agent.clone();
+    let calls = Calls::new(
+        Arc::new(move |request, progress| agent.handle(request, progress)),
+        Arc::new(move |request| hearing.hear(request)),
+        registry,
+    )?;
+    Ok((calls, reporter))
+}
