@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use x509_parser::extensions::GeneralName;
 
 /// Life of the CA's certificate.
 const CA_LIFE: Duration = Duration::from_secs(3650 * DAY);
@@ -183,11 +184,21 @@ fn dated(now: Time, life: Duration) -> Result<CertificateParams, CaError> {
     Ok(params)
 }
 
-/// Whether a certificate is to be made anew: it ends soon, or does not read.
-pub fn is_due(pem: &str, now: Time) -> bool {
-    let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return true };
-    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(&der) else { return true };
-    parsed.validity().not_after.timestamp() < (now + RENEW_BEFORE).unix_timestamp()
+/// Whether a certificate (PEM) may go on being shown: it lasts for a while and has all these names and addresses.
+pub fn serves(pem: &str, names: &[String], now: Time) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return false };
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(&der) else { return false };
+    let Ok(Some(sans)) = parsed.subject_alternative_name() else { return false };
+    let has = |name: &String| {
+        sans.value.general_names.iter().any(|san| match (san, name.parse::<IpAddr>()) {
+            (GeneralName::IPAddress(bytes), Ok(IpAddr::V4(address))) => **bytes == address.octets(),
+            (GeneralName::IPAddress(bytes), Ok(IpAddr::V6(address))) => **bytes == address.octets(),
+            (GeneralName::DNSName(dns), Err(_)) => dns == name,
+            _ => false,
+        })
+    };
+    let lasts = parsed.validity().not_after.timestamp() >= (now + RENEW_BEFORE).unix_timestamp();
+    lasts && names.iter().all(has)
 }
 
 /// What is kept of a join token.
@@ -265,4 +276,103 @@ pub fn join(
     };
     let used = JoinToken { used_by: Some(host), ..known.clone() };
     Ok((vec![record.into(), used.into()], host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::now;
+    use godwit_protocol::quic::Identity;
+
+    fn ca() -> Ca {
+        let (pem, key) = Ca::create(now()).unwrap();
+        Ca::from_pem(pem, &key).unwrap()
+    }
+
+    fn csr(name: &str) -> (String, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let request = CertificateParams::new(vec![name.to_owned()]).unwrap().serialize_request(&key).unwrap();
+        (request.pem().unwrap(), key)
+    }
+
+    #[test]
+    fn a_host_gets_the_name_that_is_its_own_whatever_it_asks_for() {
+        let (ca, host) = (ca(), HostId::random());
+        let (request, key) = csr("coordinator.godwit");
+        let signed = ca.sign_host(host, &request, now()).unwrap();
+        let der = CertificateDer::from_pem_slice(signed.certificate.as_bytes()).unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        let sans = parsed.subject_alternative_name().unwrap().unwrap().value.general_names.clone();
+        assert_eq!(sans, [GeneralName::DNSName(&host_name(host))]);
+        assert!(!parsed.is_ca());
+        assert_eq!(Some(signed.key_digest), crate::agents::key_digest(&der));
+        let identity = Identity::from_pem(&signed.certificate, &key.serialize_pem(), ca.pem()).unwrap();
+        identity.quic_client().unwrap();
+    }
+
+    #[test]
+    fn a_request_changed_after_it_was_signed_is_refused() {
+        let (request, _) = csr("a");
+        let mut der = pem_bytes(&request);
+        let middle = der.len() / 2;
+        der[middle] ^= 1;
+        let text = base64::engine::general_purpose::STANDARD.encode(&der);
+        let pem = format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n");
+        for bad in [pem.as_str(), "", "-----BEGIN CERTIFICATE REQUEST-----"] {
+            assert!(matches!(ca().sign_host(HostId::random(), bad, now()), Err(Error::Invalid(_))));
+        }
+    }
+
+    fn pem_bytes(pem: &str) -> Vec<u8> {
+        let text: String = pem.lines().filter(|line| !line.starts_with("---")).collect();
+        base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+    }
+
+    #[test]
+    fn the_coordinators_certificate_serves_its_addresses_until_it_ends_soon() {
+        let (ca, now) = (ca(), now());
+        let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let (pem, key) = ca.sign_coordinator(&names(&["198.18.0.1", "cloud.example", "0.0.0.0"]), now).unwrap();
+        Identity::from_pem(&pem, &key, ca.pem()).unwrap().quic_server().unwrap();
+        assert!(serves(&pem, &names(&["198.18.0.1", "cloud.example", COORDINATOR_NAME, "::1"]), now));
+        assert!(!serves(&pem, &names(&["198.18.0.2"]), now));
+        assert!(!serves(&pem, &[], now + LEAF_LIFE - RENEW_BEFORE + CLOCK_SKEW));
+        assert!(!serves("", &[], now));
+    }
+
+    /// A fleet with one join token, and the token.
+    fn fleet(ca: &Ca) -> (Fleet, String) {
+        let (token, record) = ca.join_token(now(), JOIN_TOKEN_LIFE).unwrap();
+        let mut fleet = Fleet::default();
+        fleet.apply(record.into());
+        (fleet, token)
+    }
+
+    #[test]
+    fn a_join_token_serves_one_host_once_and_not_for_ever() {
+        let ca = ca();
+        let (mut fleet, token) = fleet(&ca);
+        assert!(token.ends_with(&hex::encode(Sha256::digest(pem_bytes(ca.pem())))));
+        let host = HostId::random();
+        let later = now() + JOIN_TOKEN_LIFE;
+        assert!(matches!(join(&fleet, &token, host, "h1", "", later), Err(JoinError::Expired)));
+        assert!(matches!(join(&fleet, "gw1.a.b", host, "h1", "", now()), Err(JoinError::Unknown)));
+        assert!(matches!(join(&fleet, &token, host, "h 1", "", now()), Err(JoinError::BadName(_))));
+        let (changes, joined) = join(&fleet, &token, host, "h1", "key", now()).unwrap();
+        changes.into_iter().for_each(|change| fleet.apply(change));
+        assert_eq!((joined, fleet.hosts[&host].key_digest.as_str()), (host, "key"));
+        assert!(matches!(join(&fleet, &token, HostId::random(), "h2", "", now()), Err(JoinError::Used)));
+    }
+
+    #[test]
+    fn a_taken_name_is_refused_and_leaves_the_token_unused() {
+        let ca = ca();
+        let (mut fleet, token) = fleet(&ca);
+        let (changes, _) = join(&fleet, &token, HostId::random(), "h1", "", now()).unwrap();
+        changes.into_iter().for_each(|change| fleet.apply(change));
+        let (token, record) = ca.join_token(now(), JOIN_TOKEN_LIFE).unwrap();
+        fleet.apply(record.into());
+        assert!(matches!(join(&fleet, &token, HostId::random(), "h1", "", now()), Err(JoinError::NameTaken(_))));
+        assert!(join(&fleet, &token, HostId::random(), "h2", "", now()).is_ok());
+    }
 }

@@ -1,21 +1,128 @@
-//! Images' bytes on the pool: `<pool>/images/<id>`, whole and checked, or not there.
+//! Images' bytes on the pool: `<pool>/images/<id>`, whole and checked, or not there. While bytes arrive they are in
+//! `<id>.partial`; they get their name when they are on disk and proved to be what the user said.
 
+mod check;
+mod format;
+mod upload;
+
+pub use upload::Upload;
+
+use crate::error::Error;
+use crate::fleet::image::{Image, ImageStatus};
+use crate::ledger::{Ledger, now};
 use godwit_protocol::id::ImageId;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Uploads at the same time; each holds a thread.
+const UPLOADS: usize = 8;
 
 /// The folder of images.
 pub struct Images {
     folder: PathBuf,
+    uploads: Arc<Semaphore>,
 }
 
 impl Images {
-    /// Images below `<pool>/images`; nothing is touched before the first upload, as the pool may be mounted later.
+    /// Images below `<pool>/images`.
     pub fn new(pool: &Path) -> Self {
-        Self { folder: pool.join("images") }
+        Self { folder: pool.join("images"), uploads: Arc::new(Semaphore::new(UPLOADS)) }
     }
 
     /// Where an image's bytes are.
     pub fn path(&self, image: ImageId) -> PathBuf {
         self.folder.join(image.to_string())
     }
+
+    fn partial(&self, image: ImageId) -> PathBuf {
+        self.folder.join(format!("{image}.partial"))
+    }
+
+    /// Removes an image's bytes, whole or not; not being there is a success.
+    ///
+    /// # Errors
+    /// [`Error::Pool`].
+    pub async fn remove(&self, image: ImageId) -> Result<(), Error> {
+        let paths = [self.partial(image), self.path(image)];
+        blocking(move || {
+            for path in paths {
+                match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(pool("An image's file could not be removed from the pool.", error));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Opens an image's bytes for reading.
+    ///
+    /// # Errors
+    /// [`Error::Pool`] when the file is not there though the image is active.
+    pub async fn open(&self, image: ImageId) -> Result<tokio::fs::File, Error> {
+        let file = tokio::fs::File::open(self.path(image)).await;
+        file.map_err(|error| pool("The image's file could not be opened on the pool.", error))
+    }
+
+    /// After a start: uploads that an earlier life did not finish are as if they had not begun.
+    ///
+    /// # Errors
+    /// The store, or a file that cannot be removed.
+    pub async fn recover(&self, ledger: &Ledger) -> Result<(), Error> {
+        let cut = |image: &&Image| image.status == ImageStatus::Saving;
+        let cut: Vec<ImageId> =
+            ledger.read(|fleet| fleet.images.values().filter(cut).map(|image| image.id).collect());
+        for image in cut {
+            self.remove(image).await?;
+            reset(ledger, image).await?;
+            tracing::warn!(%image, "an upload was cut off when the coordinator stopped; the image is queued again");
+        }
+        let folder = self.folder.clone();
+        blocking(move || remove_partials(&folder)).await
+    }
+}
+
+/// Sets an image whose upload failed back to before it.
+async fn reset(ledger: &Ledger, id: ImageId) -> Result<(), Error> {
+    ledger
+        .change(|fleet| {
+            let image = fleet.images.get(&id).filter(|image| image.status == ImageStatus::Saving);
+            let Some(image) = image else { return Ok((vec![], ())) };
+            let queued = Image { status: ImageStatus::Queued, updated_at: now(), ..image.clone() };
+            Ok((vec![queued.into()], ()))
+        })
+        .await
+}
+
+fn remove_partials(folder: &Path) -> Result<(), Error> {
+    let failed = |error| pool("What uploads left on the pool could not be removed.", error);
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "partial") {
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn pool(what: &str, source: std::io::Error) -> Error {
+    Error::Pool { what: what.to_owned(), source }
+}
+
+/// Runs what may wait for the pool where it holds up nobody.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(Error::Unavailable("The coordinator is stopping.".into())))
 }

@@ -51,6 +51,11 @@ impl Ledger {
         Ok(answer)
     }
 
+    /// Transactions that the store has committed in this process's life.
+    pub fn commits(&self) -> u64 {
+        self.store.commits()
+    }
+
     /// Changes what is not durable: what hosts said.
     pub fn observe<T>(&self, note: impl FnOnce(&mut Fleet) -> T) -> T {
         note(&mut self.fleet.write().unwrap_or_else(PoisonError::into_inner))

@@ -4,7 +4,8 @@ pub mod sqlite;
 
 use crate::fleet::{Change, Fleet};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 
 /// Why the store did not take or give something.
@@ -41,6 +42,7 @@ struct Commit {
 #[derive(Clone)]
 pub struct Store {
     commits: mpsc::SyncSender<Commit>,
+    committed: Arc<AtomicU64>,
 }
 
 /// Commits waiting at most; more make their callers wait.
@@ -54,12 +56,14 @@ impl Store {
     pub fn open(path: &Path) -> Result<(Self, Fleet), StoreError> {
         let mut database = sqlite::Database::open(path)?;
         let fleet = database.load()?;
+        let committed = Arc::new(AtomicU64::new(0));
+        let counter = committed.clone();
         let (commits, queue) = mpsc::sync_channel::<Commit>(QUEUE);
         std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || write(&mut database, &queue))
+            .spawn(move || write(&mut database, &queue, &counter))
             .map_err(|_| StoreError::Stopped)?;
-        Ok((Self { commits }, fleet))
+        Ok((Self { commits, committed }, fleet))
     }
 
     /// Queues changes in the order of the calls; the receiver resolves when they are durable.
@@ -72,17 +76,23 @@ impl Store {
         self.commits.send(Commit { rows, done }).map_err(|_| StoreError::Stopped)?;
         Ok(receiver)
     }
+
+    /// Transactions committed in this process's life.
+    pub fn commits(&self) -> u64 {
+        self.committed.load(Ordering::Relaxed)
+    }
 }
 
 /// The writer's life. A commit that fails ends the process: memory already holds what the disk refused, and an
 /// answer that is not durable must never be given.
-fn write(database: &mut sqlite::Database, queue: &mpsc::Receiver<Commit>) {
+fn write(database: &mut sqlite::Database, queue: &mpsc::Receiver<Commit>, committed: &AtomicU64) {
     while let Ok(first) = queue.recv() {
         let batch: Vec<Commit> = std::iter::once(first).chain(queue.try_iter().take(QUEUE)).collect();
         if let Err(error) = database.commit(batch.iter().flat_map(|c| &c.rows)) {
             eprintln!("godwit-coordinator: the state database failed: {error}; stopping so that nothing is answered that is not durable");
             std::process::exit(74);
         }
+        committed.fetch_add(1, Ordering::Relaxed);
         for commit in batch {
             let _ = commit.done.send(());
         }

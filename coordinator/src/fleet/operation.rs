@@ -62,6 +62,18 @@ pub enum Phase {
     Failed,
 }
 
+impl Phase {
+    /// Its name in the API and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Undoing => "undoing",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// An operation in the journal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Operation {
