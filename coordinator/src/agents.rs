@@ -68,7 +68,8 @@ impl Agents {
     ) -> Result<AgentReply, RequestError> {
         let connection = self.connections().get(&host).cloned();
         let connection = connection.ok_or_else(|| unavailable("its agent is not connected"))?;
-        let (mut send, mut receive) = connection.open_bi().await.map_err(|_| unavailable("its agent went away"))?;
+        let (mut send, mut receive) =
+            connection.open_bi().await.map_err(|_| unavailable("its agent went away"))?;
         quic::send(&mut send, &request).await.map_err(|_| unavailable("its agent went away"))?;
         let _ = send.finish();
         loop {
@@ -76,7 +77,10 @@ impl Agents {
                 Ok(Ok(AgentMessage::Progress(progress))) => on_progress(progress),
                 Ok(Ok(AgentMessage::Finished(result))) => return result,
                 Ok(Err(ChannelError::Frame(error))) => {
-                    return Err(RequestError::new(ErrorKind::Internal, format!("its agent's answer: {error}")));
+                    return Err(RequestError::new(
+                        ErrorKind::Internal,
+                        format!("its agent's answer: {error}"),
+                    ));
                 }
                 Ok(Err(_)) => return Err(unavailable("its agent went away before it answered")),
                 Err(_) => return Err(unavailable("its agent has said nothing for two minutes")),
@@ -151,7 +155,8 @@ async fn converse(app: &Shared, connection: Connection) -> Result<(), ChannelErr
         connection.close(1_u32.into(), reason.as_bytes());
         return Ok(());
     }
-    quic::send(&mut send, &Welcome::Accepted { version: VERSION, heartbeat_ms: app.config.heartbeat_ms }).await?;
+    quic::send(&mut send, &Welcome::Accepted { version: VERSION, heartbeat_ms: app.config.heartbeat_ms })
+        .await?;
     let _ = send.finish();
     let id = connection.stable_id();
     if let Some(old) = app.agents.connections().insert(host, connection.clone()) {

@@ -6,7 +6,9 @@
 pub fn point(place: &str, side: &str) {
     if cfg!(debug_assertions) {
         let wanted = std::env::var("GODWIT_CRASH_AT").ok();
-        let Some((wanted_place, wanted_side)) = wanted.as_deref().and_then(|w| w.rsplit_once(':')) else { return };
+        let Some((wanted_place, wanted_side)) = wanted.as_deref().and_then(|w| w.rsplit_once(':')) else {
+            return;
+        };
         if (wanted_place, wanted_side) != (place, side) {
             return;
         }

@@ -2,8 +2,8 @@
 //! whole; the host compares it with its kernel and changes only what differs.
 
 use crate::app::{App, Shared};
-use crate::fleet::{Change, Fleet};
 use crate::fleet::network::{Network, Port};
+use crate::fleet::{Change, Fleet};
 use godwit_protocol::error::RequestError;
 use godwit_protocol::id::{HostId, NetworkId};
 use godwit_protocol::network::{Forwarding, LocalPort, NetworkWanted};
@@ -86,9 +86,7 @@ pub async fn ensure(app: &App, host: HostId, network: NetworkId) -> Result<(), R
         let record = fleet.networks.get(&network)?;
         Some(match wanted(fleet, record, host, app.config.vxlan_port) {
             Some(wanted) => AgentRequest::EnsureNetwork(wanted),
-            None => {
-                AgentRequest::RemoveNetwork { network, vni: record.vni, generation: record.generation }
-            }
+            None => AgentRequest::RemoveNetwork { network, vni: record.vni, generation: record.generation },
         })
     });
     match request {
@@ -148,14 +146,15 @@ pub fn drift(fleet: &Fleet, host: HostId, udp_port: u16) -> BTreeSet<NetworkId> 
         return BTreeSet::new();
     };
     let reported: BTreeMap<u32, _> = report.networks.iter().map(|n| (n.vni, n)).collect();
-    let differs = |network: &&Network| match (wanted(fleet, network, host, udp_port), reported.get(&network.vni)) {
-        (None, None) => false,
-        (Some(wanted), Some(is)) => {
-            let want: BTreeSet<_> = wanted.forwarding.iter().map(|f| (f.mac, f.vtep)).collect();
-            let flood: BTreeSet<_> = wanted.flood.iter().copied().collect();
-            want != is.forwarding.iter().copied().collect() || flood != is.flood.iter().copied().collect()
-        }
-        _ => true,
-    };
+    let differs =
+        |network: &&Network| match (wanted(fleet, network, host, udp_port), reported.get(&network.vni)) {
+            (None, None) => false,
+            (Some(wanted), Some(is)) => {
+                let want: BTreeSet<_> = wanted.forwarding.iter().map(|f| (f.mac, f.vtep)).collect();
+                let flood: BTreeSet<_> = wanted.flood.iter().copied().collect();
+                want != is.forwarding.iter().copied().collect() || flood != is.flood.iter().copied().collect()
+            }
+            _ => true,
+        };
     fleet.networks.values().filter(differs).map(|n| n.id).collect()
 }

@@ -46,9 +46,13 @@ mod tests {
     fn a_silent_host_is_first_late_and_then_lost() {
         let start = Time::UNIX_EPOCH;
         let second = Duration::from_secs(1);
-        for (silence, expected) in
-            [(0, Liveness::Up), (3, Liveness::Up), (4, Liveness::Late), (15, Liveness::Late), (16, Liveness::Lost)]
-        {
+        for (silence, expected) in [
+            (0, Liveness::Up),
+            (3, Liveness::Up),
+            (4, Liveness::Late),
+            (15, Liveness::Late),
+            (16, Liveness::Lost),
+        ] {
             assert_eq!(judge(start + second * silence, Some(start), second), expected, "{silence} s");
         }
         assert_eq!(judge(start, None, second), Liveness::Lost);

@@ -124,9 +124,8 @@ fn idle(fleet: &Fleet, id: InstanceId) -> Result<&Instance, Error> {
 
 /// Continues everything that an earlier life of the process left unfinished.
 pub fn resume(app: &Shared) {
-    let running: Vec<OperationId> = app.ledger.read(|fleet| {
-        fleet.operations.values().filter(|o| o.is_running()).map(|o| o.id).collect()
-    });
+    let running: Vec<OperationId> =
+        app.ledger.read(|fleet| fleet.operations.values().filter(|o| o.is_running()).map(|o| o.id).collect());
     for id in running {
         tracing::info!(operation = %id, "an operation goes on after the restart");
         spawn(app, id);
@@ -198,7 +197,8 @@ async fn drive(app: &Shared, id: OperationId) -> Result<(), StoreError> {
                 Ok(()) => {
                     crash::point(&place, "after");
                     cursor -= 1;
-                    note(app, id, phase, cursor, cursor.checked_sub(1).map(|c| steps[c]), text.clone()).await?;
+                    note(app, id, phase, cursor, cursor.checked_sub(1).map(|c| steps[c]), text.clone())
+                        .await?;
                 }
                 Err(error) => {
                     tracing::warn!(operation = %id, step = steps[cursor - 1], %error, "an undo is tried again");
@@ -249,7 +249,9 @@ async fn end(app: &Shared, id: OperationId, failure: Option<StepError>) -> Resul
     let Some(instance) = instance else { return Ok(()) };
     app.operations.tell(instance, None);
     match failure {
-        Some(error) => tracing::warn!(operation = %id, %instance, %error, "an operation failed and is undone"),
+        Some(error) => {
+            tracing::warn!(operation = %id, %instance, %error, "an operation failed and is undone")
+        }
         None => tracing::info!(operation = %id, %instance, "an operation is done"),
     }
     delete_instance::after_other_operation(app, instance).await;

@@ -95,10 +95,7 @@ pub async fn report(app: &Shared, report: HostReport) {
 fn arrivals(fleet: &Fleet, report: &HostReport) -> Vec<MigrationId> {
     let running = report.instances.iter().filter(|i| i.state == InstanceState::Running);
     let arrived = running.filter_map(|i| fleet.running_migration(i.instance));
-    arrived
-        .filter(|m| m.target == Some(report.host) && m.switched_at.is_none())
-        .map(|m| m.id)
-        .collect()
+    arrived.filter(|m| m.target == Some(report.host) && m.switched_at.is_none()).map(|m| m.id).collect()
 }
 
 /// What a report changes in the durable state: the inventory, and the state of instances on which nothing runs.

@@ -77,8 +77,9 @@ fn check(fleet: &Fleet, new: &NewInstance) -> Result<Instance, Error> {
     let image = fleet.images.get(&new.image).ok_or_else(|| Error::not_found("Image", new.image))?;
     let source = source(image)?;
     let flavor = &new.flavor;
-    let request = Request::from_specs(flavor.vcpus, flavor.memory_mib, &flavor.extra_specs, &image.properties)
-        .map_err(|e| Error::Invalid(e.to_string()))?;
+    let request =
+        Request::from_specs(flavor.vcpus, flavor.memory_mib, &flavor.extra_specs, &image.properties)
+            .map_err(|e| Error::Invalid(e.to_string()))?;
     if flavor.memory_mib < image.min_memory_mib {
         return invalid(format!(
             "Flavor's memory is too small for requested image: it has {} MiB, the image wants {} MiB.",
@@ -148,8 +149,11 @@ fn check(fleet: &Fleet, new: &NewInstance) -> Result<Instance, Error> {
 
 /// An image that disks can be made from.
 fn source(image: &Image) -> Result<ImageSource, Error> {
-    let whole = (image.status == ImageStatus::Active)
-        .then_some((image.disk_format, image.size_bytes, image.virtual_size_bytes));
+    let whole = (image.status == ImageStatus::Active).then_some((
+        image.disk_format,
+        image.size_bytes,
+        image.virtual_size_bytes,
+    ));
     match whole {
         Some((Some(format), Some(size_bytes), Some(virtual_size_bytes))) => {
             Ok(ImageSource { image: image.id, format, size_bytes, virtual_size_bytes })
@@ -224,11 +228,8 @@ async fn reserve(context: &Context) -> Result<(), StepError> {
 async fn disk(context: &Context) -> Result<(), StepError> {
     context.show(Task::Copying).await?;
     let instance = context.instance()?;
-    let request = DiskRequest {
-        instance: instance.id,
-        image: instance.image.clone(),
-        size_bytes: instance.disk_bytes,
-    };
+    let request =
+        DiskRequest { instance: instance.id, image: instance.image.clone(), size_bytes: instance.disk_bytes };
     match context.ask(host(context)?, AgentRequest::CreateDisk(request)).await? {
         AgentReply::Disk { format } => context.update(|i| i.disk_format = Some(format)).await,
         _ => Ok(()),
@@ -336,7 +337,8 @@ pub(super) fn spec(context: &Context, fleet: &Fleet) -> Result<InstanceSpec, Ste
     let instance = context.in_fleet(fleet)?;
     let reservation = instance.reservation.clone();
     let reservation = reservation.ok_or_else(|| Error::Conflict("The instance holds no place.".into()))?;
-    let user_data = instance.user_data.as_deref().map(|text| base64::engine::general_purpose::STANDARD.decode(text));
+    let user_data =
+        instance.user_data.as_deref().map(|text| base64::engine::general_purpose::STANDARD.decode(text));
     Ok(InstanceSpec {
         instance: instance.id,
         name: instance.name.clone(),
@@ -410,7 +412,9 @@ mod tests {
 
     #[test]
     fn any_name_makes_a_host_name() {
-        for (name, expected) in [("web-1", "web-1"), ("Väter & Söhne", "v-ter---s-hne"), ("✈", "server"), ("", "server")] {
+        for (name, expected) in
+            [("web-1", "web-1"), ("Väter & Söhne", "v-ter---s-hne"), ("✈", "server"), ("", "server")]
+        {
             assert_eq!(hostname(name), expected);
         }
         assert_eq!(hostname(&"a".repeat(300)).len(), 63);

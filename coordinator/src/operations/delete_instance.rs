@@ -27,8 +27,12 @@ pub async fn request(app: &Shared, id: InstanceId) -> Result<(), Error> {
         .ledger
         .change(|fleet| {
             let instance = fleet.instances.get(&id).ok_or_else(|| Error::not_found("Instance", id))?;
-            let deleting =
-                Instance { delete_wanted: true, task: Some(Task::Deleting), updated_at: now(), ..instance.clone() };
+            let deleting = Instance {
+                delete_wanted: true,
+                task: Some(Task::Deleting),
+                updated_at: now(),
+                ..instance.clone()
+            };
             let running = fleet.running_operation(id).cloned();
             let (operation, stopped) = match running {
                 Some(running) if running.verb == Verb::DeleteInstance => return Ok((vec![], (None, None))),

@@ -98,7 +98,10 @@ pub async fn cancel(app: &Shared, id: MigrationId) -> Result<(), Error> {
                 Some(operation) if migration.switched_at.is_none() => {
                     Ok((vec![Operation { cancel: true, ..operation.clone() }.into()], ()))
                 }
-                _ => Err(Error::Conflict(format!("Migration {} has ended or switched over.", migration.number))),
+                _ => Err(Error::Conflict(format!(
+                    "Migration {} has ended or switched over.",
+                    migration.number
+                ))),
             }
         })
         .await?;
@@ -129,16 +132,26 @@ pub(super) async fn run(context: &Context, id: MigrationId, step: usize) -> Resu
     }
 }
 
-/// Undoes one step, whether or not it got to its effect.
+/// Undoes one step, whether or not it got to its effect. An instance that reached its target although it was
+/// called back stays there: then there is nothing to undo, and the source is released instead.
 pub(super) async fn undo(context: &Context, id: MigrationId, step: usize) -> Result<(), StepError> {
     let migration = record(context, id)?;
     let discard = AgentRequest::DiscardMigration { migration: id, instance: context.instance };
     match (STEPS[step], migration.target) {
-        ("send", _) => context.insist(migration.source, discard).await,
+        ("send", Some(target)) => {
+            context.insist(migration.source, discard).await?;
+            if is_on(context, migration.source, target).await == Some(target) {
+                switch_over(&context.app, id, None).await?;
+                release(context, id).await?;
+            }
+            Ok(())
+        }
+        _ if migration.switched_at.is_some() => Ok(()),
         ("prepare", Some(target)) => {
             context.insist(target, discard).await?;
             let networks = plug_in(context, None).await?;
             for network in networks {
+                // A host that is away is told when it comes back.
                 let _ = l2::ensure(&context.app, target, network).await;
                 context.app.l2_changed(network);
             }
@@ -149,6 +162,23 @@ pub(super) async fn undo(context: &Context, id: MigrationId, step: usize) -> Res
             update(context, id, |m| (m.target, m.reservation, m.ready) = (None, None, None)).await
         }
         _ => Ok(()),
+    }
+}
+
+/// Which of the two hosts has the instance, by their own word; a host that does not answer is waited for. None
+/// when neither has it.
+async fn is_on(context: &Context, source: HostId, target: HostId) -> Option<HostId> {
+    let ask = AgentRequest::InstanceState(context.instance);
+    loop {
+        let on_source = context.app.agents.call(source, ask.clone()).await;
+        let on_target = context.app.agents.call(target, ask.clone()).await;
+        match (on_source, on_target) {
+            (_, Ok(AgentReply::State(Some(InstanceState::Running)))) => return Some(target),
+            (Ok(AgentReply::State(Some(_))), _) => return Some(source),
+            (Ok(AgentReply::State(None)), Ok(AgentReply::State(state))) => return state.map(|_| target),
+            // A host that does not answer may be the one that runs it.
+            _ => context.pause().await,
+        }
     }
 }
 
@@ -236,39 +266,35 @@ async fn send(context: &Context, id: MigrationId) -> Result<(), StepError> {
     };
     match context.ask(migration.source, AgentRequest::Migrate(Box::new(request))).await {
         Ok(AgentReply::Migrated(outcome)) => update(context, id, |m| m.outcome = Some(outcome)).await,
-        Ok(_) => settle(context, &migration, Error::Unavailable("The source gave no outcome.".into()).into()).await,
+        Ok(_) => {
+            settle(context, &migration, Error::Unavailable("The source gave no outcome.".into()).into()).await
+        }
         Err(error) => settle(context, &migration, error).await,
     }
 }
 
-/// After an answer that is no success, the hosts themselves say where the instance is: only when it runs on the
+/// After an answer that is no success, the hosts themselves say where the instance is: only when it is on the
 /// target did it move.
 async fn settle(context: &Context, migration: &Migration, error: StepError) -> Result<(), StepError> {
     let target = target(migration)?;
-    let ask = AgentRequest::InstanceState(context.instance);
-    loop {
-        let on_source = context.app.agents.call(migration.source, ask.clone()).await;
-        let on_target = context.app.agents.call(target, ask.clone()).await;
-        match (on_source, on_target) {
-            (_, Ok(AgentReply::State(Some(InstanceState::Running)))) => {
-                let progress = match context.app.operations.progress(context.instance) {
-                    Some(Progress::Migration(progress)) => progress,
-                    _ => Default::default(),
-                };
-                let outcome = MigrationOutcome { progress, ..Default::default() };
-                return update(context, migration.id, |m| m.outcome = Some(outcome)).await;
-            }
-            (Ok(AgentReply::State(Some(_))), _) => return Err(error),
-            (Ok(AgentReply::State(None)), Ok(AgentReply::State(None))) => return Err(error),
-            // A host that does not answer may be the one that runs it: wait until it is known.
-            _ => context.pause().await,
-        }
+    if is_on(context, migration.source, target).await != Some(target) {
+        return Err(error);
     }
+    let progress = match context.app.operations.progress(context.instance) {
+        Some(Progress::Migration(progress)) => progress,
+        _ => Default::default(),
+    };
+    let outcome = MigrationOutcome { progress, ..Default::default() };
+    update(context, migration.id, |m| m.outcome = Some(outcome)).await
 }
 
 /// The instance runs on the target: ports, record and forwarding follow. Called by the step and, earlier, by the
 /// target's own report; the second changes nothing.
-pub(crate) async fn switch_over(app: &App, id: MigrationId, seen_on: Option<HostId>) -> Result<(), StepError> {
+pub(crate) async fn switch_over(
+    app: &App,
+    id: MigrationId,
+    seen_on: Option<HostId>,
+) -> Result<(), StepError> {
     let networks = app
         .ledger
         .change(|fleet| {
@@ -354,6 +380,7 @@ pub(super) fn finish(
 ) -> Vec<Change> {
     let mut changes = Vec::new();
     if let Some(migration) = fleet.migrations.get(&id) {
+        let error = error.filter(|_| migration.switched_at.is_none());
         let status = match error {
             None => MigrationStatus::Completed,
             Some(_) if operation.cancel => MigrationStatus::Cancelled,

@@ -33,7 +33,8 @@ pub async fn start(app: &Shared, id: InstanceId) -> Result<(), Error> {
 /// # Errors
 /// Not found; a conflict when it does not run or something runs on it.
 pub async fn stop(app: &Shared, id: InstanceId) -> Result<(), Error> {
-    request(app, id, Verb::StopInstance, Task::Stopping, &[InstanceStatus::Active, InstanceStatus::Paused]).await
+    request(app, id, Verb::StopInstance, Task::Stopping, &[InstanceStatus::Active, InstanceStatus::Paused])
+        .await
 }
 
 /// Reboots an instance.
@@ -92,9 +93,10 @@ async fn request(
 pub(super) async fn run_start(context: &Context) -> Result<(), StepError> {
     let host = host(context)?;
     // The host may have lost its devices to a power cut since the instance ran last.
-    let networks = context.app.ledger.read(|fleet| {
-        fleet.ports_of(context.instance).into_iter().map(|p| p.network).collect::<Vec<_>>()
-    });
+    let networks = context
+        .app
+        .ledger
+        .read(|fleet| fleet.ports_of(context.instance).into_iter().map(|p| p.network).collect::<Vec<_>>());
     for network in networks {
         l2::ensure(&context.app, host, network).await.map_err(|e| context.host_error(host, e))?;
     }
