@@ -44,3 +44,6 @@ fn placement_answers() -> Result<serde_json::Value, String> {
     let cases = input.get("cases").unwrap_or(&input).as_array().ok_or("`cases` is not a list")?;
     Ok(serde_json::json!({ "results": cases.iter().map(placement::answer).collect::<Vec<_>>() }))
 }
+
+#[cfg(test)]
+mod tests;

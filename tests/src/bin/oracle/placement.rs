@@ -1,6 +1,6 @@
 //! One answer to one placement case.
 
-use godwit_coordinator::placement::cell::{UsageError, apply, release};
+use godwit_coordinator::placement::cell::{Cell, CellUsage, UsageError, apply, release};
 use godwit_coordinator::placement::cpu_set::CpuSet;
 use godwit_coordinator::placement::explain::Rule;
 use godwit_coordinator::placement::fit::{self, Order};
@@ -109,10 +109,7 @@ fn page_size(case: &Value) -> Answer {
     }
 }
 
-type Change = fn(
-    &[godwit_coordinator::placement::cell::Cell],
-    &[godwit_coordinator::placement::cell::CellUsage],
-) -> Result<Vec<godwit_coordinator::placement::cell::Cell>, UsageError>;
+type Change = fn(&[Cell], &[CellUsage]) -> Result<Vec<Cell>, UsageError>;
 
 fn change(case: &Value, change: Change) -> Answer {
     let after = change(&cases::host(case)?, &cases::usage(case)?).map_err(|error| {
