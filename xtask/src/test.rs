@@ -9,6 +9,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
 use std::time::Instant;
 
+use serde::Deserialize;
+
 use crate::command::{self, CommandError};
 use crate::setup::{self, SetupError};
 use crate::tidy::{self, TidyError};
@@ -34,6 +36,8 @@ pub(crate) enum TestError {
     Format { source: CommandError },
     #[error("clippy has something to say; what it printed above says what to do")]
     Lints { source: CommandError },
+    #[error("cargo metadata does not parse")]
+    Metadata { source: serde_json::Error },
     #[error("cannot read what the tests print")]
     Read { source: std::io::Error },
     #[error(transparent)]
@@ -61,14 +65,6 @@ enum Suite {
     Vm,
 }
 
-/// One call of cargo's test runner.
-struct Batch {
-    /// What to build and run.
-    selection: &'static [&'static str],
-    /// One test at a time: a machine carries one lab.
-    serial: bool,
-}
-
 impl Suite {
     fn name(self) -> &'static str {
         match self {
@@ -81,29 +77,49 @@ impl Suite {
         }
     }
 
-    fn batches(self) -> &'static [Batch] {
-        match self {
-            Suite::Unit => &[
-                Batch { selection: &["--workspace", "--exclude", "godwit-tests"], serial: false },
-                Batch { selection: &["-p", "godwit-tests", "--lib"], serial: false },
-                Batch {
-                    selection: &["--manifest-path", "ebpf/Cargo.toml", "-p", "godwit-ebpf-common"],
-                    serial: false,
-                },
-            ],
-            Suite::Sim => &[Batch { selection: &["-p", "godwit-tests", "--test", "sim"], serial: false }],
-            Suite::Oracle => &[Batch {
-                selection: &["-p", "godwit-tests", "--features", "oracle", "--bin", "oracle"],
-                serial: false,
-            }],
-            Suite::Host => &[Batch { selection: &["-p", "godwit-tests", "--test", "host"], serial: true }],
-            Suite::Clients => {
-                &[Batch { selection: &["-p", "godwit-tests", "--test", "clients"], serial: true }]
-            }
-            Suite::Vm => &[Batch { selection: &["-p", "godwit-tests", "--test", "vm"], serial: true }],
+    /// What cargo is to build and run of it. The packages are always all, because cargo builds what they depend on
+    /// with other features, and so anew, for each other choice.
+    fn targets(self) -> Result<Vec<String>, TestError> {
+        if self != Suite::Unit {
+            return Ok(vec![format!("--test={}", self.name())]);
         }
+        let metadata =
+            command::capture(command::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+        let metadata: Metadata =
+            serde_json::from_str(&metadata).map_err(|source| TestError::Metadata { source })?;
+        let packages = metadata.packages.iter().filter(|package| package.name != "godwit-tests");
+        let targets = packages.flat_map(|package| &package.targets);
+        let tests = targets.filter(|target| target.kind.iter().any(|kind| kind == "test"));
+        let tests = tests.map(|target| format!("--test={}", target.name));
+        Ok(["--lib".to_owned(), "--bins".to_owned()].into_iter().chain(tests).collect())
+    }
+
+    /// Whether its tests run one at a time: a machine carries one lab.
+    fn is_serial(self) -> bool {
+        matches!(self, Suite::Host | Suite::Clients | Suite::Vm)
     }
 }
+
+/// What `cargo metadata` says of the tests that lie beside a crate.
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+/// Every package, with what is optional in it.
+const EVERYTHING: [&str; 3] = ["--workspace", "--features", "godwit-tests/oracle"];
 
 /// Runs everything, or one suite.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), TestError> {
@@ -117,17 +133,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), TestError> {
             all.into_iter().filter(|suite| *suite != Suite::Vm || arguments.vm).collect()
         }
     };
-    println!("test: building the daemons");
-    build_daemons()?;
+    println!("test: building");
+    build()?;
 
     let mut total = Count::default();
     let mut failed = Vec::new();
     for suite in suites {
         println!("test: suite {}", suite.name());
         let mut count = Count::default();
-        let mut passed = true;
-        for batch in suite.batches() {
-            passed &= run_batch(batch, &mut count)?;
+        let mut passed = run_tests(&EVERYTHING, &suite.targets()?, suite.is_serial(), &mut count)?;
+        if suite == Suite::Unit {
+            // A workspace of its own, whose programs no test runner can run; what they share it can.
+            let ebpf = ["--manifest-path", "ebpf/Cargo.toml", "-p", "godwit-ebpf-common"];
+            passed &= run_tests(&ebpf, &[], false, &mut count)?;
         }
         if count.run() == 0 {
             println!("test: suite {} ran no test", suite.name());
@@ -143,12 +161,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), TestError> {
     if failed.is_empty() { Ok(()) } else { Err(TestError::Failed { names: failed.join(", ") }) }
 }
 
-/// Builds what the lab starts, with debugging aids such as crash points.
-fn build_daemons() -> Result<(), CommandError> {
-    let packages = ["godwit-agent", "godwit-coordinator", "godwit", "godwit-tests"];
-    command::run(
-        command::cargo().args(["build", "--bins"]).args(packages.map(|name| format!("--package={name}"))),
-    )
+/// Builds what the lab starts, with debugging aids such as crash points, and the tests with it.
+fn build() -> Result<(), CommandError> {
+    command::run(command::cargo().arg("build").args(EVERYTHING).arg("--all-targets"))
 }
 
 fn check_text() -> Result<(), TestError> {
@@ -165,20 +180,25 @@ fn check_text() -> Result<(), TestError> {
         .map_err(|source| TestError::Lints { source })
 }
 
-/// Runs one batch, shows what it prints, and adds to `count`; says whether all of it passed.
-fn run_batch(batch: &Batch, count: &mut Count) -> Result<bool, TestError> {
+/// Runs the tests of a selection, shows what they print, and adds to `count`; says whether all passed.
+fn run_tests(
+    packages: &[&str],
+    targets: &[String],
+    serial: bool,
+    count: &mut Count,
+) -> Result<bool, TestError> {
     let mut cargo = command::cargo();
     // nextest gives each test a process of its own and says more; cargo's own runner will do where it is absent.
     let nextest = command::succeeds(command::cargo().args(["nextest", "--version"]));
     if nextest {
-        cargo.args(["nextest", "run", "--no-fail-fast", "--no-tests=pass"]).args(batch.selection);
+        cargo.args(["nextest", "run", "--no-fail-fast", "--no-tests=pass"]).args(packages).args(targets);
         cargo.args(["--status-level", "slow", "--final-status-level", "fail"]);
-        if batch.serial {
+        if serial {
             cargo.arg("--test-threads=1");
         }
     } else {
-        cargo.args(["test", "--no-fail-fast", "--quiet"]).args(batch.selection);
-        if batch.serial {
+        cargo.args(["test", "--no-fail-fast", "--quiet"]).args(packages).args(targets);
+        if serial {
             cargo.args(["--", "--test-threads=1"]);
         }
     }

@@ -17,7 +17,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, sethostname};
+use nix::unistd::Pid;
 
 /// How long a service that ended stays down before it is started again.
 const RESTART_DELAY: Duration = Duration::from_millis(200);
@@ -75,7 +75,7 @@ fn prepare(setup: &Setup) -> io::Result<()> {
             .map_err(|error| io::Error::other(format!("cannot mount {wanted:?}: {error}")))?;
     }
     if let Some(name) = &setup.host_name {
-        sethostname(name)?;
+        std::fs::write("/proc/sys/kernel/hostname", name)?;
     }
     Ok(())
 }
