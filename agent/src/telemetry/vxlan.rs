@@ -11,7 +11,7 @@ use super::pins::{Layout, Pins};
 use aya::maps::{Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType};
-use aya::programs::{LinkOrder, ProgramError};
+use aya::programs::{LinkOrder, ProgramError, ProgramInfo};
 use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use godwit_ebpf_common::underlay::{
@@ -75,6 +75,7 @@ pub struct Cost {
 /// The program `underlay` on one link. Dropping it leaves everything attached and counting; see
 /// [`Self::remove`].
 pub struct VxlanTelemetry {
+    link: String,
     pins: Pins,
     ebpf: Ebpf,
     traffic: PerCpuHashMap<MapData, TrafficKey, Traffic>,
@@ -114,7 +115,7 @@ impl VxlanTelemetry {
         for direction in Direction::ALL {
             ensure_attached(program_mut(&mut ebpf, direction)?, direction, link, &pins)?;
         }
-        Ok(Self { pins, ebpf, traffic, other })
+        Ok(Self { link: link.to_owned(), pins, ebpf, traffic, other })
     }
 
     /// All counts by network, summed over CPUs, in the order of network, direction and class.
@@ -159,6 +160,21 @@ impl VxlanTelemetry {
             Ok(Cost { direction, runs: info.run_count(), time: info.run_time() })
         };
         Ok([cost(Direction::Rx)?, cost(Direction::Tx)?])
+    }
+
+    /// Whether the program of a direction is on the link still. It is not if the link was removed, even if one
+    /// of the same name was made since.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn is_attached(&self, direction: Direction) -> Result<bool, TelemetryError> {
+        let name = program_name(direction);
+        if nix::net::if_::if_nametoindex(self.link.as_str()).is_err() {
+            return Ok(false);
+        }
+        let program = self.ebpf.program(name).ok_or(TelemetryError::Incomplete { name })?;
+        let info = program.info().map_err(|source| program_error(direction, "inspected", source))?;
+        is_attached(&info, direction, &self.link)
     }
 
     /// Takes the programs off the link and their counts out of the kernel.
@@ -272,8 +288,9 @@ fn adopt(
     };
     let pinned = SchedClassifierLink::try_from(pinned)
         .map_err(|error| attachment_error(direction, "adopted", error))?;
+    let info = program.info().map_err(|source| program_error(direction, "inspected", source))?;
     let reason = match program.attach_to_link(pinned) {
-        Ok(_) if is_attached(program, direction, link)? => return Ok(true),
+        Ok(_) if is_attached(&info, direction, link)? => return Ok(true),
         Ok(id) => {
             // Closes the descriptor, so that the attachment ends with its pin.
             program.detach(id).map_err(|source| program_error(direction, "detached", source))?;
@@ -291,11 +308,10 @@ fn adopt(
     Ok(false)
 }
 
-fn is_attached(program: &SchedClassifier, direction: Direction, link: &str) -> Result<bool, TelemetryError> {
-    let inspected = |source| program_error(direction, "inspected", source);
-    let id = program.info().map_err(inspected)?.id();
-    let (_, attached) = SchedClassifier::query_tcx(link, side(direction)).map_err(inspected)?;
-    Ok(attached.iter().any(|info| info.id() == id))
+fn is_attached(program: &ProgramInfo, direction: Direction, link: &str) -> Result<bool, TelemetryError> {
+    let (_, attached) = SchedClassifier::query_tcx(link, side(direction))
+        .map_err(|source| program_error(direction, "looked for", source))?;
+    Ok(attached.iter().any(|info| info.id() == program.id()))
 }
 
 fn map_error(map: &'static str, source: MapError) -> TelemetryError {

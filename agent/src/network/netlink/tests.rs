@@ -1,6 +1,7 @@
 //! Real bridges and VXLAN devices in namespaces, looked at with iproute2.
 
-use super::{Netlink, UnderlayChoice};
+use super::socket::Conversation;
+use super::{Netlink, UnderlayChoice, host};
 use crate::network::fake::FakeNetwork;
 use crate::network::sandbox::{add_host, in_namespace, in_sandbox, run, try_run};
 use crate::network::{Changes, HostNetwork, NetworkError};
@@ -363,6 +364,20 @@ fn the_inventory_has_the_hosts_links_and_no_others() {
     });
 }
 
+#[test]
+fn the_cell_of_a_link_is_that_of_its_device() {
+    on_a_host(|_| {
+        let sysfs = tempfile::tempdir().unwrap();
+        let device = sysfs.path().join("class/net/eth0/device");
+        std::fs::create_dir_all(&device).unwrap();
+        for (text, cell) in [("1\n", Some(1)), ("-1\n", None)] {
+            std::fs::write(device.join("numa_node"), text).unwrap();
+            let links = host::collect_links(&mut Conversation::open().unwrap(), sysfs.path()).unwrap();
+            assert_eq!(links[0].cell, cell);
+        }
+    });
+}
+
 /// A guest in a namespace of its own, behind the port of `host`, with this address of the network.
 fn add_guest(host: &str, guest: &str, last: u8) {
     let tap = tap_name(local_port(last).port);
@@ -402,6 +417,77 @@ fn guests_reach_each_other_across_hosts_and_a_moved_one_is_found_again() {
         ensure("h2", 12, order(&[], &[(1, 11), (2, 13)], &[]));
         run("ip netns exec g1 ping -c 3 -i 0.05 -W 2 10.0.0.2");
         run("ip netns exec g2 ping -c 3 -i 0.05 -W 2 10.0.0.1");
+    });
+}
+
+#[test]
+fn an_address_follows_the_order_from_its_port_to_another_host_and_back() {
+    let bridged = || {
+        let lines = run("bridge -n h1 fdb show br gwb1007");
+        let ours =
+            lines.lines().filter(|line| line.starts_with("fa:16:3e:00:00:01") && line.contains("master"));
+        ours.map(str::to_owned).collect::<Vec<_>>()
+    };
+    in_sandbox(|| {
+        add_host("h1", "198.18.0.11");
+        add_guest("h1", "g1", 1);
+        let ensure = |wanted: NetworkWanted| in_namespace("h1", || open(11).ensure(&wanted).unwrap());
+        let here = NetworkWanted { ports: vec![local_port(1)], ..wanted(&[], &[12]) };
+        // A question for an address that was not asked for before is sent at once.
+        let announce = |nobody| try_run(&format!("ip netns exec g1 ping -c 1 -W 0.1 10.0.0.{nobody}"));
+        ensure(here.clone());
+        announce(8);
+        let tap = tap_name(local_port(1).port);
+        assert!(bridged()[0].contains(&format!("dev {tap}")), "{:?}", bridged());
+        // It runs on h2 now, and its port here is not gone yet.
+        ensure(wanted(&[(1, 12)], &[12]));
+        assert_eq!(bridged(), ["fa:16:3e:00:00:01 dev gwv1007 master gwb1007 static"]);
+        // It is back, and says so before the order comes.
+        announce(9);
+        assert!(bridged()[0].contains(&format!("dev {tap}")), "{:?}", bridged());
+        ensure(here.clone());
+        assert!(bridged()[0].contains(&format!("dev {tap}")), "{:?}", bridged());
+        assert!(ensure(here).is_empty());
+    });
+}
+
+#[test]
+fn a_packet_is_neither_lost_nor_flooded_while_its_entry_moves() {
+    const PACKETS: u64 = 20_000;
+    in_sandbox(|| {
+        add_host("h1", "198.18.0.11");
+        add_guest("h1", "g1", 1);
+        in_namespace("g1", || std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap());
+        run(&format!("ip -n g1 neighbour replace 10.0.0.2 dev eth0 lladdr {} nud permanent", mac(2)));
+        for host in [12, 13] {
+            let peer = "lladdr 02:00:00:00:00:01 nud permanent";
+            run(&format!("ip -n h1 neighbour replace 198.18.0.{host} dev eth0 {peer}"));
+        }
+        let at = |host| NetworkWanted { ports: vec![local_port(1)], ..wanted(&[(2, host)], &[12, 13]) };
+        let sender = in_namespace("g1", || std::net::UdpSocket::bind("10.0.0.1:0").unwrap());
+        let moves = in_namespace("h1", || {
+            let network = open(11);
+            network.ensure(&at(12)).unwrap();
+            std::thread::scope(|scope| {
+                let sending = scope.spawn(|| {
+                    for _ in 0..PACKETS {
+                        sender.send_to(&[0; 100], "10.0.0.2:9").unwrap();
+                    }
+                });
+                let mut moves = 0_u32;
+                while !sending.is_finished() {
+                    for host in [13, 12] {
+                        moves += network.ensure(&at(host)).unwrap().forwarding;
+                    }
+                }
+                moves
+            })
+        });
+        let statistics: serde_json::Value =
+            serde_json::from_str(&run("ip -n h1 -s -j link show dev gwv1007")).unwrap();
+        let sent = &statistics[0]["stats64"]["tx"];
+        assert_eq!((&sent["packets"], &sent["dropped"]), (&PACKETS.into(), &0.into()), "{moves} moves");
+        assert!(moves > 100, "only {moves} moves");
     });
 }
 

@@ -2,13 +2,14 @@
 
 use super::VxlanTelemetry;
 use crate::telemetry::TelemetryError;
+use godwit_ebpf_common::underlay::Direction;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{CounterVec, IntCounter, IntCounterVec, Opts};
+use prometheus::{CounterVec, IntCounter, IntCounterVec, IntGaugeVec, Opts};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// `godwit_vxlan_packets_total`, `_bytes_total`, `_other_packets_total`, `_program_runs_total`,
-/// `_program_run_seconds_total` and `_reads_failed_total`.
+/// `godwit_vxlan_packets_total`, `_bytes_total`, `_other_packets_total`, `_program_attached`,
+/// `_program_runs_total`, `_program_run_seconds_total` and `_reads_failed_total`.
 ///
 /// The counters are the kernel's: it keeps none but that of failed reads.
 pub struct VxlanCollector {
@@ -23,6 +24,7 @@ struct Series {
     packets: IntCounterVec,
     bytes: IntCounterVec,
     other: IntCounterVec,
+    attached: IntGaugeVec,
     runs: IntCounterVec,
     run_seconds: CounterVec,
 }
@@ -70,6 +72,13 @@ impl Series {
                 ),
                 &["reason"],
             )?,
+            attached: IntGaugeVec::new(
+                Opts::new(
+                    "godwit_vxlan_program_attached",
+                    "Whether the counting program is on the underlay.",
+                ),
+                &["direction"],
+            )?,
             runs: IntCounterVec::new(
                 Opts::new(
                     "godwit_vxlan_program_runs_total",
@@ -91,11 +100,12 @@ impl Series {
         for series in [&self.packets, &self.bytes, &self.other, &self.runs] {
             series.reset();
         }
+        self.attached.reset();
         self.run_seconds.reset();
     }
 
-    fn collectors(&self) -> [&dyn Collector; 5] {
-        [&self.packets, &self.bytes, &self.other, &self.runs, &self.run_seconds]
+    fn collectors(&self) -> [&dyn Collector; 6] {
+        [&self.packets, &self.bytes, &self.other, &self.attached, &self.runs, &self.run_seconds]
     }
 
     fn read(&self, telemetry: &VxlanTelemetry) -> Result<(), TelemetryError> {
@@ -107,6 +117,10 @@ impl Series {
         }
         for (other, packets) in telemetry.read_other()? {
             self.other.with_label_values(&[other.as_str()]).inc_by(packets);
+        }
+        for direction in Direction::ALL {
+            let attached = telemetry.is_attached(direction)?;
+            self.attached.with_label_values(&[direction.as_str()]).set(i64::from(attached));
         }
         // A program that was never timed has no cost to tell, and zero would be a wrong one.
         for cost in telemetry.read_cost()?.into_iter().filter(|cost| cost.runs > 0) {

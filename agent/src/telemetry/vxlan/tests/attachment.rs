@@ -15,6 +15,7 @@ use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 const VNI: u32 = 42;
 
@@ -85,6 +86,14 @@ fn attached(host: &str) -> usize {
     in_namespace(host, || Direction::ALL.map(attached)).iter().sum()
 }
 
+/// Waits for what the kernel does in its own time: detach what nothing holds any more, deliver what was sent.
+fn eventually(done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !done() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn pinned() -> Vec<String> {
     let Ok(folder) = fs::read_dir(Path::new(BPFFS).join("godwit")) else { return Vec::new() };
     let mut names: Vec<_> = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -134,12 +143,9 @@ fn offloaded_streams_are_counted_as_what_is_on_the_wire() {
         server.join().unwrap();
         assert_eq!(received.len(), STREAM_BYTES);
         drop(stream);
-        // The last acknowledgements may still be on their way: the counters agree as soon as they are there.
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         let seen = || [counted(&telemetry, Direction::Tx), counted(&telemetry, Direction::Rx)];
-        while seen() != [left("h1"), left("h2")] && std::time::Instant::now() < deadline {
-            thread::sleep(std::time::Duration::from_millis(10));
-        }
+        // The last acknowledgements may still be on their way.
+        eventually(|| seen() == [left("h1"), left("h2")]);
         assert_eq!(seen(), [left("h1"), left("h2")]);
         for (cost, (packets, bytes)) in telemetry.read_cost().unwrap().into_iter().zip(seen()) {
             assert!(bytes > STREAM_BYTES as u64);
@@ -253,10 +259,16 @@ fn the_programs_come_back_to_a_link_that_was_made_anew() {
     in_sandbox(|| {
         run("ip link add eth0 type veth peer name peer");
         let before = VxlanTelemetry::ensure("eth0", Path::new(BPFFS), Options::default()).unwrap();
+        let is_attached = |telemetry: &VxlanTelemetry| {
+            Direction::ALL.map(|direction| telemetry.is_attached(direction).unwrap())
+        };
+        assert_eq!(is_attached(&before), [true; 2]);
         run("ip link del eth0");
-        drop(before);
+        assert_eq!(is_attached(&before), [false; 2]);
         run("ip link add eth0 type veth peer name peer");
-        let _after = VxlanTelemetry::ensure("eth0", Path::new(BPFFS), Options::default()).unwrap();
+        assert_eq!(is_attached(&before), [false; 2]);
+        let after = VxlanTelemetry::ensure("eth0", Path::new(BPFFS), Options::default()).unwrap();
+        assert_eq!(is_attached(&after), [true; 2]);
         for direction in Direction::ALL {
             assert_eq!(SchedClassifier::query_tcx("eth0", side(direction)).unwrap().1.len(), 1);
         }
@@ -287,6 +299,7 @@ fn removing_leaves_nothing_in_the_kernel() {
         let telemetry = ensure("h1", Options::default());
         assert_eq!(pinned(), ["underlay_egress", "underlay_ingress", "underlay_other", "underlay_traffic"]);
         telemetry.remove().unwrap();
+        eventually(|| attached("h1") == 0);
         assert_eq!(attached("h1"), 0);
         assert!(!Path::new(BPFFS).join("godwit").exists());
         assert_eq!(ensure("h1", Options::default()).read().unwrap(), [], "counts went with it");
@@ -319,7 +332,10 @@ fn a_scrape_shows_what_the_kernel_counted() {
         let telemetry = Arc::new(ensure("h1", Options::default()));
         let registry = Registry::new();
         registry.register(Box::new(VxlanCollector::new(Arc::clone(&telemetry)).unwrap())).unwrap();
-        let scrape = || prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let scrape = || {
+            let families = in_namespace("h1", || registry.gather());
+            prometheus::TextEncoder::new().encode_to_string(&families).unwrap()
+        };
         assert!(!scrape().contains("godwit_vxlan_packets_total"), "nothing was counted yet");
         ping(4);
         let (_, bytes) = left("h1");
@@ -329,6 +345,7 @@ fn a_scrape_shows_what_the_kernel_counted() {
             format!(r#"godwit_vxlan_bytes_total{{class="unicast",direction="tx",vni="42"}} {bytes}"#),
             r#"godwit_vxlan_other_packets_total{reason="truncated"} 0"#.to_owned(),
             r#"godwit_vxlan_other_packets_total{reason="map_full"} 0"#.to_owned(),
+            r#"godwit_vxlan_program_attached{direction="rx"} 1"#.to_owned(),
             "godwit_vxlan_reads_failed_total 0".to_owned(),
         ];
         for _ in 0..2 {
