@@ -48,7 +48,7 @@ pub enum MigrationError {
     /// The hypervisor's reason.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
-    /// The hypervisor's reason, and what the streams have to say to it.
+    /// The hypervisor failed because a stream did: worth another try.
     #[error("{failure}")]
     Broken {
         /// Of the streams.
@@ -84,9 +84,7 @@ impl From<MigrationError> for RequestError {
         let text = chain(&error);
         let kind = match error {
             MigrationError::Hypervisor(error) => return error.into(),
-            MigrationError::Broken { source: HypervisorError::Failed { .. }, .. } => ErrorKind::Unavailable,
-            MigrationError::Broken { source, .. } => RequestError::from(source).kind,
-            MigrationError::Stream(_) => ErrorKind::Unavailable,
+            MigrationError::Broken { .. } | MigrationError::Stream(_) => ErrorKind::Unavailable,
             MigrationError::Folder { .. } => ErrorKind::Internal,
             MigrationError::UnderWay(_) => ErrorKind::Conflict,
             MigrationError::NotRunning(_) => ErrorKind::NotFound,
@@ -213,9 +211,11 @@ impl Migrations {
         if let Err(error) = remove_folder(&folder) {
             tracing::warn!("{}", chain(&error));
         }
-        outcome.map_err(|source| match failure {
-            Some(failure) => MigrationError::Broken { failure, source },
-            None => source.into(),
+        outcome.map_err(|source| match (failure, source) {
+            (Some(failure), source @ HypervisorError::Failed { .. }) => {
+                MigrationError::Broken { failure, source }
+            }
+            (_, source) => source.into(),
         })
     }
 

@@ -136,7 +136,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Why a stream of this session did not come about, if one did not.
+    /// Why the first stream of this session that failed did so.
     pub fn failure(&self) -> Option<String> {
         lock(&self.failure).clone()
     }
@@ -301,8 +301,7 @@ async fn accept_one(
         }
     };
     let (stream, local, alive) = timeout(OPEN_WITHIN, opening).await.map_err(|_| StreamError::Timeout)??;
-    pump(stream, local, alive).await;
-    Ok(())
+    pump(stream, local, alive).await.map_err(socket_error("go on between", "a source and this host"))
 }
 
 /// What all streams of a source have in common.
@@ -325,12 +324,13 @@ async fn send_all(listener: UnixListener, channel: Channel, route: Arc<Route>, a
         let (route, alive) = (route.clone(), alive.clone());
         tokio::spawn(async move {
             match timeout(OPEN_WITHIN, route.open(channel)).await.unwrap_or(Err(StreamError::Timeout)) {
-                Ok(stream) => pump(stream, local, alive).await,
+                Ok(stream) => {
+                    if let Err(error) = pump(stream, local, alive).await {
+                        route.fail(channel, &format!("the stream broke: {error}"));
+                    }
+                }
                 Err(error) => {
-                    let address = route.destination.address;
-                    let text = crate::hypervisor::chain(&error);
-                    tracing::warn!(%address, ?channel, "a stream was not opened: {text}");
-                    *lock(&route.failure) = Some(format!("no stream to {address}: {text}"));
+                    route.fail(channel, &format!("no stream: {}", crate::hypervisor::chain(&error)));
                 }
             }
         });
@@ -338,6 +338,13 @@ async fn send_all(listener: UnixListener, channel: Channel, route: Arc<Route>, a
 }
 
 impl Route {
+    /// The first failure is kept: the others follow from it.
+    fn fail(&self, channel: Channel, text: &str) {
+        let address = self.destination.address;
+        tracing::warn!(%address, ?channel, "{text}");
+        lock(&self.failure).get_or_insert_with(|| format!("on the way to {address}, {text}"));
+    }
+
     async fn open(
         &self,
         channel: Channel,
@@ -370,18 +377,15 @@ fn prepare_tcp(stream: &TcpStream) -> Result<(), StreamError> {
 }
 
 /// Carries bytes both ways until both sides have ended, one breaks, or the session is over.
-async fn pump<S>(mut stream: S, mut local: UnixStream, alive: watch::Receiver<()>)
+async fn pump<S>(mut stream: S, mut local: UnixStream, alive: watch::Receiver<()>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     tokio::select! {
         carried = copy_bidirectional_with_sizes(&mut stream, &mut local, BUFFER_BYTES, BUFFER_BYTES) => {
-            // Both ends of the stream see it break and say so in their own words.
-            if let Err(error) = carried {
-                tracing::debug!("a stream broke: {error}");
-            }
+            carried.map(drop)
         }
-        () = ended(alive) => {}
+        () = ended(alive) => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The connection to libvirtd: one thread opens it, opens it again whenever it is gone, and passes events on.
 
+use super::libvirt::said;
 use super::raw::{self, Subscription};
 use super::{Event, HypervisorError, Listener};
 use godwit_protocol::id::InstanceId;
@@ -129,7 +130,7 @@ impl Link {
         if alive && !of_transport {
             return otherwise(error);
         }
-        HypervisorError::Unavailable { uri: self.uri.clone(), source: Box::new(error) }
+        HypervisorError::Unavailable { uri: self.uri.clone(), source: said(&error) }
     }
 
     fn open(self: &Arc<Self>) -> Result<Open, Error> {

@@ -4,7 +4,8 @@ use super::domain_xml::{self, Emulator, domain_name};
 use super::events::Link;
 use super::raw::{self, JobFigures};
 use super::{
-    Cancel, DomainContext, Hypervisor, HypervisorError, Listener, MigrationRoute, Virtualization, kvm_proof,
+    Cancel, Cause, DomainContext, Hypervisor, HypervisorError, Listener, MigrationRoute, Virtualization,
+    kvm_proof,
 };
 use godwit_protocol::host::HypervisorInfo;
 use godwit_protocol::id::InstanceId;
@@ -25,7 +26,7 @@ use virt_sys as sys;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How often a guest is asked again: one that is still booting does not hear the first time.
-const ASK_EVERY: Duration = Duration::from_secs(5);
+const ASK_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a guest may take to restart by itself before the button is pressed.
 const REBOOT_GRACE: Duration = Duration::from_secs(60);
@@ -73,7 +74,7 @@ impl Libvirt {
             let connection = self.link.connection()?;
             let unavailable = |error: Error| HypervisorError::Unavailable {
                 uri: "QEMU through libvirtd".to_owned(),
-                source: Box::new(error),
+                source: said(&error),
             };
             let looked_up =
                 self.look_up(&connection).map_err(|error| self.link.explain(error, unavailable))?;
@@ -125,13 +126,7 @@ impl Libvirt {
         action: &'static str,
         instance: InstanceId,
     ) -> impl FnOnce(Error) -> HypervisorError + '_ {
-        move |error| {
-            self.link.explain(error, |error| match error.code().known() {
-                Some(ErrorNumber::NoDomain) => HypervisorError::NotFound(instance),
-                Some(ErrorNumber::OperationAborted) => HypervisorError::Cancelled,
-                _ => HypervisorError::Failed { action, instance, source: Box::new(error) },
-            })
-        }
+        move |error| self.link.explain(error, |error| refused(action, instance, &error))
     }
 
     /// Asks the guest to go down until it has, `grace` is over or it cannot hear; whether it has.
@@ -210,7 +205,7 @@ impl Hypervisor for Libvirt {
         let domains = connection.list_all_domains(0).map_err(|error| {
             self.link.explain(error, |error| HypervisorError::Unavailable {
                 uri: "the list of domains".to_owned(),
-                source: Box::new(error),
+                source: said(&error),
             })
         })?;
         let ours = |domain: &Domain| {
@@ -229,7 +224,7 @@ impl Hypervisor for Libvirt {
     fn define(&self, spec: &InstanceSpec, context: &DomainContext) -> Result<(), HypervisorError> {
         let xml = domain_xml::describe(spec, context, &self.found()?.emulator);
         let defined = self.link.connection()?.define_domain_xml_flags(&xml, sys::VIR_DOMAIN_DEFINE_VALIDATE);
-        let rejected = |error| HypervisorError::Rejected { instance: spec.instance, source: Box::new(error) };
+        let rejected = |error| HypervisorError::Rejected { instance: spec.instance, source: said(&error) };
         defined.map(drop).map_err(|error| self.link.explain(error, rejected))
     }
 
@@ -324,9 +319,13 @@ impl Hypervisor for Libvirt {
         if !matches!(state_of(&domain), Some(InstanceState::Running | InstanceState::Paused)) {
             return Err(HypervisorError::Conflict(format!("instance {instance} does not run")));
         }
-        let failed = |error| self.failed("migrate", instance)(error);
-        let (last_figures, completed) = mpsc::channel();
         let connection = self.link.connection()?;
+        let failed = |error: Error| match connection.is_alive() {
+            // Then it is the target's daemon that an error of transport tells of.
+            Ok(true) => refused("migrate", instance, &error),
+            _ => self.failed("migrate", instance)(error),
+        };
+        let (last_figures, completed) = mpsc::channel();
         let watched = raw::on_job_completed(
             &connection,
             &domain,
@@ -461,6 +460,20 @@ fn state_of(domain: &Domain) -> Option<InstanceState> {
 fn is_in_migration(reason: Option<DomainStateReason>) -> bool {
     let Some(DomainStateReason::Paused(reason)) = reason else { return false };
     matches!(reason.known(), Some(DomainPausedReason::Migration | DomainPausedReason::StartingUp))
+}
+
+/// What an error means when the daemon lives.
+fn refused(action: &'static str, instance: InstanceId, error: &Error) -> HypervisorError {
+    match error.code().known() {
+        Some(ErrorNumber::NoDomain) => HypervisorError::NotFound(instance),
+        Some(ErrorNumber::OperationAborted) => HypervisorError::Cancelled,
+        _ => HypervisorError::Failed { action, instance, source: said(error) },
+    }
+}
+
+/// libvirt's words, without the codes that its error prints beside them.
+pub(super) fn said(error: &Error) -> Cause {
+    error.message().into()
 }
 
 fn is(error: &Error, code: ErrorNumber) -> bool {
