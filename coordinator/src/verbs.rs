@@ -2,6 +2,8 @@
 //! at the fleet and answers with the changes and the record, or with the reason why not.
 
 pub mod flavor;
+pub mod host;
+pub mod instance;
 pub mod keypair;
 pub mod network;
 pub mod port;

@@ -36,11 +36,6 @@ impl Attributes {
         self.0.remove(key).filter(|value| !value.is_null())
     }
 
-    /// A value, null included.
-    pub(super) fn take_nullable(&mut self, key: &str) -> Option<Value> {
-        self.0.remove(key)
-    }
-
     /// Whether it is there, null included.
     pub(super) fn has(&self, key: &str) -> bool {
         self.0.contains_key(key)

@@ -1,0 +1,158 @@
+//! POST /servers/{id}/action: one action a body.
+
+use super::create::find_host;
+use super::servers::{changeable, visible};
+use super::{Asked, not_built};
+use crate::api::attributes::Attributes;
+use crate::api::context::Body;
+use crate::api::fault::{Answer, Fault};
+use crate::app::Shared;
+use crate::operations::{live_migrate, power};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::id::InstanceId;
+use godwit_protocol::request::{AgentReply, AgentRequest};
+use serde_json::{Value, json};
+
+/// Actions that the API knows and Godwit does not do, and what to do instead.
+const NOT_BUILT: [(&str, &str); 28] = [
+    ("createImage", "Stop the server and copy its data, or build the image elsewhere and upload it."),
+    ("createBackup", "Stop the server and copy its data."),
+    ("migrate", "Use live migration: os-migrateLive."),
+    ("resize", "Create a server of the other flavor."),
+    ("confirmResize", "Nothing is ever resized."),
+    ("revertResize", "Nothing is ever resized."),
+    ("rebuild", "Delete the server and create it again."),
+    ("rescue", "Read its console log, or reboot it."),
+    ("unrescue", "Nothing is ever rescued."),
+    ("suspend", "Pause it, or stop it."),
+    ("resume", "A paused server is unpaused."),
+    ("shelve", "Stop it."),
+    ("shelveOffload", "Stop it."),
+    ("unshelve", "Nothing is ever shelved."),
+    ("lock", "Leave the role of member to those who may change it."),
+    ("unlock", "Nothing is ever locked."),
+    ("evacuate", "Nothing is restarted elsewhere while its host may still run it."),
+    ("changePassword", "Use an SSH key."),
+    ("addSecurityGroup", "There are no security groups."),
+    ("removeSecurityGroup", "There are no security groups."),
+    ("addFixedIp", "Make a port with the address and create the server with it."),
+    ("removeFixedIp", "Create the server with the ports it shall have."),
+    ("addFloatingIp", "There are no routers and so no floating addresses."),
+    ("removeFloatingIp", "There are no routers and so no floating addresses."),
+    ("os-resetState", "A server's state is its host's word; delete the server if it is of no use."),
+    ("os-getVNCConsole", "Read the console log: os-getConsoleOutput."),
+    ("forceDelete", "Delete it; that is enough."),
+    ("restore", "What is deleted is gone."),
+];
+
+/// POST /servers/{id}/action.
+pub(super) async fn act(
+    State(app): State<Shared>,
+    asked: Asked,
+    Path(id): Path<String>,
+    Body(body): Body<Value>,
+) -> Answer<Response> {
+    let action = Attributes::of(body, "the request's body")?.into_map();
+    let mut entries = action.into_iter();
+    let (Some((name, argument)), None) = (entries.next(), entries.next()) else {
+        return Err(Fault::bad_request("The body must hold one action."));
+    };
+    let id = changeable(&app, &asked, &id)?;
+    match name.as_str() {
+        "os-start" => power::start(&app, id).await?,
+        "os-stop" => power::stop(&app, id).await?,
+        "pause" => power::pause(&app, id, true).await?,
+        "unpause" => power::pause(&app, id, false).await?,
+        "reboot" => power::reboot(&app, id, is_hard(argument)?).await?,
+        "os-migrateLive" => migrate_live(&app, &asked, id, argument).await?,
+        "os-getConsoleOutput" => return console(&app, &asked, id, argument).await,
+        other => {
+            let known = NOT_BUILT.iter().find(|(name, _)| *name == other);
+            return Err(match known {
+                Some((name, instead)) => not_built(name, instead),
+                None => Fault::bad_request(format!("There is no such action: {other}")),
+            });
+        }
+    }
+    Ok(StatusCode::ACCEPTED.into_response())
+}
+
+fn is_hard(argument: Value) -> Answer<bool> {
+    let mut a = Attributes::of(argument, "reboot")?;
+    let kind = a.required_text("type")?;
+    a.finish()?;
+    match kind.to_ascii_uppercase().as_str() {
+        "HARD" => Ok(true),
+        "SOFT" => Ok(false),
+        _ => Err(Fault::bad_request(format!("Invalid reboot type '{kind}': it is HARD or SOFT."))),
+    }
+}
+
+async fn migrate_live(app: &Shared, asked: &Asked, id: InstanceId, argument: Value) -> Answer<()> {
+    asked.caller.require_admin()?;
+    let mut a = Attributes::of(argument, "os-migrateLive")?;
+    let host = a.text("host")?;
+    // Disks are on the pool that all hosts share: they are never copied, and nothing can be overcommitted.
+    let mut harmless = vec![json!(false), json!("False")];
+    if asked.since(25) {
+        harmless.push(json!("auto"));
+    } else {
+        a.inert("disk_over_commit", &harmless)?;
+    }
+    a.inert("block_migration", &harmless)?;
+    if asked.since(30) && !asked.since(68) {
+        a.inert("force", &[json!(false), json!("False")])?;
+    }
+    a.finish()?;
+    let target = host.map(|name| app.ledger.read(|fleet| find_host(fleet, &name))).transpose()?;
+    live_migrate::request(app, id, target, asked.caller.user).await?;
+    Ok(())
+}
+
+async fn console(app: &Shared, asked: &Asked, id: InstanceId, argument: Value) -> Answer<Response> {
+    let mut a = match argument {
+        Value::Null => Attributes::of(json!({}), "os-getConsoleOutput")?,
+        argument => Attributes::of(argument, "os-getConsoleOutput")?,
+    };
+    // -1 is how clients ask for all of it.
+    let lines = match a.take("length") {
+        Some(Value::Number(length)) if length.as_i64() == Some(-1) => None,
+        Some(Value::String(length)) if length == "-1" => None,
+        Some(length) => Some(lines(&length).ok_or_else(|| {
+            Fault::bad_request(format!("length must be a whole number or -1, not {length}."))
+        })?),
+        None => None,
+    };
+    a.finish()?;
+    let host = app.ledger.read(|fleet| visible(fleet, asked, &id.to_string()).map(|i| i.host))?;
+    let host = host.ok_or_else(|| {
+        Fault::new(StatusCode::CONFLICT, format!("Instance {id} is not ready: it is on no host yet."))
+    })?;
+    match app.agents.call(host, AgentRequest::Console { instance: id, lines }).await {
+        Ok(AgentReply::Console(output)) => Ok(Json(json!({ "output": output })).into_response()),
+        Ok(_) => Err(Fault::new(StatusCode::INTERNAL_SERVER_ERROR, "The host answered something else.")),
+        Err(error) => Err(of_host(&error)),
+    }
+}
+
+fn lines(length: &Value) -> Option<u32> {
+    let number = length.as_u64().or_else(|| length.as_str()?.trim().parse().ok());
+    number.and_then(|n| u32::try_from(n).ok())
+}
+
+/// A host's refusal as a status.
+fn of_host(error: &RequestError) -> Fault {
+    let status = match error.kind {
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::Refused | ErrorKind::Conflict | ErrorKind::NoSpace | ErrorKind::Cancelled => {
+            StatusCode::CONFLICT
+        }
+        ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+        ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    Fault::new(status, format!("The server's host could not answer: {error}."))
+}

@@ -1,0 +1,417 @@
+//! POST /servers: reads what clients send, finds what it names, and hands it to the operation.
+
+use super::metadata::pairs;
+use super::{Asked, view};
+use crate::api::attributes::{Attributes, read_flag};
+use crate::api::context::{Body, Caller};
+use crate::api::fault::{Answer, Fault};
+use crate::app::Shared;
+use crate::error::Error;
+use crate::fleet::Fleet;
+use crate::fleet::identity::KeyPair;
+use crate::fleet::image::{Image, Visibility};
+use crate::fleet::instance::{Flavor, NicRequest};
+use crate::operations::create_instance::{self, NewInstance};
+use crate::verbs::instance::{check_metadata, check_name};
+use axum::extract::State;
+use axum::http::header::LOCATION;
+use axum::http::{HeaderName, StatusCode};
+use axum::response::{IntoResponse, Json, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use godwit_protocol::id::{HostId, ImageId, NetworkId, PortId};
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+/// Servers of one request at most.
+const MAX_COUNT: u64 = 20;
+
+/// Longest user data, in bytes of base64: what the metadata of other clouds takes.
+const MAX_USER_DATA: usize = 65_535;
+
+/// NICs of a server at most.
+const MAX_NICS: usize = 16;
+
+/// What a body says before anything is looked up.
+struct Wish {
+    name: String,
+    description: Option<String>,
+    image: String,
+    flavor: String,
+    networks: Networks,
+    count: u64,
+    key: Option<String>,
+    metadata: std::collections::BTreeMap<String, String>,
+    user_data: Option<String>,
+    host: Option<String>,
+}
+
+/// The NICs of a body.
+enum Networks {
+    /// The project's only network, if there is one.
+    Usual,
+    /// The same, and it is an error when there is none.
+    Auto,
+    /// Those listed, perhaps none.
+    Listed(Vec<Nic>),
+}
+
+struct Nic {
+    network: Option<String>,
+    port: Option<String>,
+    address: Option<IpAddr>,
+}
+
+/// POST /servers.
+pub(super) async fn create(
+    State(app): State<Shared>,
+    asked: Asked,
+    Body(body): Body<Value>,
+) -> Answer<Response> {
+    asked.caller.require_member()?;
+    let wish = read(&asked, body)?;
+    let (new, count) = app.ledger.read(|fleet| resolve(fleet, &asked.caller, wish))?;
+    let mut first = None;
+    for index in 1..=count {
+        let name = if count == 1 { new.name.clone() } else { format!("{}-{index}", new.name) };
+        let id = create_instance::request(&app, NewInstance { name, ..new.clone() }).await;
+        let id = id.map_err(|error| match error {
+            // What a request names and is not there makes the request wrong, not the path.
+            Error::NotFound { .. } => Fault::bad_request(error.to_string()),
+            error => error.into(),
+        })?;
+        first = first.or(Some(id));
+    }
+    let made = app.ledger.read(|fleet| first.and_then(|id| fleet.instances.get(&id).cloned()));
+    let made =
+        made.ok_or_else(|| Fault::new(StatusCode::CONFLICT, "The server was deleted while it was made."))?;
+    let href = asked.links.to(&format!("/compute/v2.1/servers/{}", made.id));
+    let body = json!({ "server": {
+        "id": made.id,
+        "links": view::links(&asked, &made),
+        "OS-DCF:diskConfig": "MANUAL",
+        "security_groups": [],
+    } });
+    let location: [(HeaderName, String); 1] = [(LOCATION, href)];
+    Ok((StatusCode::ACCEPTED, location, Json(body)).into_response())
+}
+
+/// The last part of what may be a link: old clients send one for an image or flavor.
+fn last_part(reference: &str) -> &str {
+    reference.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+}
+
+fn read(asked: &Asked, body: Value) -> Answer<Wish> {
+    let mut outer = Attributes::of(body, "the request's body")?;
+    for hints in ["os:scheduler_hints", "OS-SCH-HNT:scheduler_hints"] {
+        outer.inert(hints, &[json!({})])?;
+    }
+    let mut a = Attributes::inside(Value::Object(outer.into_map()), "server")?;
+    let image = match a.take("imageRef") {
+        Some(Value::String(image)) => last_part(&image).to_owned(),
+        None => String::new(),
+        Some(other) => {
+            return Err(Fault::bad_request(format!("imageRef must be an image's id, not {other}.")));
+        }
+    };
+    check_disks(&mut a, &image)?;
+    let flavor = match a.take("flavorRef") {
+        Some(Value::String(flavor)) => last_part(&flavor).to_owned(),
+        Some(Value::Number(flavor)) => flavor.to_string(),
+        _ => return Err(Fault::bad_request("'flavorRef' is a required property: a flavor's id.")),
+    };
+    let metadata = match a.take("metadata") {
+        Some(metadata) => pairs(Attributes::of(metadata, "metadata")?, "metadata")?,
+        None => Default::default(),
+    };
+    check_metadata(&metadata)?;
+    let name = a.required_text("name")?.trim().to_owned();
+    check_name(&name)?;
+    let wish = Wish {
+        name,
+        description: if asked.since(19) { a.text("description")? } else { None },
+        image,
+        flavor,
+        networks: networks(asked, &mut a)?,
+        count: count(&mut a)?,
+        key: a.text("key_name")?,
+        metadata,
+        user_data: user_data(&mut a)?,
+        host: wanted_host(asked, &mut a)?,
+    };
+    // Every server has a config drive, whether or not it is asked for.
+    match a.take("config_drive") {
+        Some(value) if value != "" && read_flag(&value).is_none() => {
+            return Err(Fault::bad_request(format!("config_drive must be a boolean, not {value}.")));
+        }
+        _ => {}
+    }
+    refuse_unbuilt(asked, &mut a)?;
+    a.finish()?;
+    Ok(wish)
+}
+
+fn refuse_unbuilt(asked: &Asked, a: &mut Attributes) -> Answer<()> {
+    a.inert("security_groups", &[json!([])])?;
+    a.inert("OS-DCF:diskConfig", &[json!("MANUAL")])?;
+    a.inert("accessIPv4", &[json!("")])?;
+    a.inert("accessIPv6", &[json!("")])?;
+    a.inert("adminPass", &[json!("")])?;
+    a.inert("return_reservation_id", &[json!(false), json!("False")])?;
+    if !asked.since(57) {
+        a.inert("personality", &[json!([])])?;
+    }
+    if asked.since(52) {
+        a.inert("tags", &[json!([])])?;
+    }
+    if asked.since(63) {
+        a.inert("trusted_image_certificates", &[json!([])])?;
+    }
+    Ok(())
+}
+
+/// Disks: the image's own, which clients also spell out as a mapping, and no other.
+fn check_disks(a: &mut Attributes, image: &str) -> Answer<()> {
+    const VOLUMES: &str =
+        "Volumes are not supported here; boot from an image (imageRef), whose disk the flavor sizes.";
+    if a.list("block_device_mapping")?.is_some_and(|mappings| !mappings.is_empty()) {
+        return Err(Fault::bad_request(VOLUMES));
+    }
+    for mapping in a.list("block_device_mapping_v2")?.unwrap_or_default() {
+        let is = |key: &str, value: &str| mapping[key] == value;
+        let first = mapping["boot_index"] == 0 || is("boot_index", "0");
+        let local = mapping["destination_type"].is_null() || is("destination_type", "local");
+        if !(is("source_type", "image") && local && first && is("uuid", image)) {
+            return Err(Fault::bad_request(VOLUMES));
+        }
+        if !mapping["volume_size"].is_null() || !mapping["tag"].is_null() {
+            return Err(Fault::bad_request(
+                "The disk's size is the flavor's, and it has no tag; leave both out.",
+            ));
+        }
+    }
+    if image.is_empty() {
+        return Err(Fault::bad_request(format!("An image is needed. {VOLUMES}")));
+    }
+    Ok(())
+}
+
+fn count(a: &mut Attributes) -> Answer<u64> {
+    let (least, most) = (a.number("min_count")?, a.number("max_count")?);
+    let least = least.unwrap_or(1);
+    let most = most.unwrap_or(least);
+    if least < 1 || most < 1 {
+        return Err(Fault::bad_request("min_count and max_count must be at least 1."));
+    }
+    if least > most {
+        return Err(Fault::bad_request("min_count must be <= max_count"));
+    }
+    if most > MAX_COUNT {
+        return Err(Fault::bad_request(format!(
+            "max_count is {most}; at most {MAX_COUNT} servers can be made at once."
+        )));
+    }
+    Ok(most)
+}
+
+fn user_data(a: &mut Attributes) -> Answer<Option<String>> {
+    let Some(text) = a.text("user_data")? else { return Ok(None) };
+    if text.len() > MAX_USER_DATA {
+        return Err(Fault::bad_request(format!(
+            "user_data has {} characters; {MAX_USER_DATA} are allowed.",
+            text.len()
+        )));
+    }
+    // Some tools break the lines of base64.
+    let joined: String = text.split_ascii_whitespace().collect();
+    match STANDARD.decode(&joined) {
+        Ok(_) => Ok(Some(joined)),
+        Err(_) => Err(Fault::bad_request("user_data must be base64.")),
+    }
+}
+
+/// The host by name: `availability_zone: "nova:host"`, or `host` from 2.74 on.
+fn wanted_host(asked: &Asked, a: &mut Attributes) -> Answer<Option<String>> {
+    let mut host = None;
+    if asked.since(74) {
+        let (name, node) = (a.text("host")?, a.text("hypervisor_hostname")?);
+        if name.is_some() && node.is_some() && name != node {
+            return Err(Fault::bad_request("host and hypervisor_hostname name different hosts."));
+        }
+        host = name.or(node);
+    }
+    if let Some(zone) = a.text("availability_zone")?.filter(|zone| !zone.is_empty()) {
+        let mut parts = zone.split(':');
+        if parts.next().is_some_and(|zone| zone != "nova" && !zone.is_empty()) {
+            return Err(Fault::bad_request(format!(
+                "The requested availability zone '{zone}' is not available; there is 'nova'."
+            )));
+        }
+        let named: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+        if let Some(name) = named.first() {
+            if host.is_some() {
+                return Err(Fault::bad_request(
+                    "The host is named twice: in availability_zone and by itself.",
+                ));
+            }
+            if named.len() > 2 || named.get(1).is_some_and(|node| node != name) {
+                return Err(Fault::bad_request(format!("'{zone}' must look like nova or nova:HOST.")));
+            }
+            host = Some((*name).to_owned());
+        }
+    }
+    if host.is_some() {
+        asked.caller.require_admin()?;
+    }
+    Ok(host)
+}
+
+fn networks(asked: &Asked, a: &mut Attributes) -> Answer<Networks> {
+    match a.take("networks") {
+        None if asked.since(37) => Err(Fault::bad_request("'networks' is a required property from 2.37 on.")),
+        None => Ok(Networks::Usual),
+        Some(Value::String(word)) if asked.since(37) && word == "auto" => Ok(Networks::Auto),
+        Some(Value::String(word)) if asked.since(37) && word == "none" => Ok(Networks::Listed(vec![])),
+        Some(Value::Array(items)) if items.is_empty() && !asked.since(37) => Ok(Networks::Usual),
+        Some(Value::Array(items)) if items.len() <= MAX_NICS => {
+            let nic = |item| {
+                let mut nic = Attributes::of(item, "networks")?;
+                let read = Nic {
+                    network: nic.text("uuid")?,
+                    port: nic.text("port")?,
+                    address: nic.parsed("fixed_ip", "an IP address")?,
+                };
+                nic.inert("tag", &[])?;
+                nic.finish()?;
+                Ok(read)
+            };
+            items.into_iter().map(nic).collect::<Answer<_>>().map(Networks::Listed)
+        }
+        Some(Value::Array(items)) => Err(Fault::bad_request(format!(
+            "{} networks are too many; a server has {MAX_NICS} NICs at most.",
+            items.len()
+        ))),
+        Some(other) => {
+            Err(Fault::bad_request(format!("networks must be a list, \"auto\" or \"none\", not {other}.")))
+        }
+    }
+}
+
+/// Finds what a wish names. What is not there, or not the caller's, makes the request wrong.
+fn resolve(fleet: &Fleet, caller: &Caller, wish: Wish) -> Answer<(NewInstance, u64)> {
+    let image = find_image(fleet, caller, &wish.image)?.id;
+    let flavor = find_flavor(fleet, caller, &wish.flavor)?;
+    let key = match wish.key {
+        None => None,
+        Some(name) => {
+            let pair = fleet.keypairs.get(&KeyPair::key_for(caller.user, &name));
+            let pair = pair.ok_or_else(|| {
+                Fault::bad_request(format!("Invalid key_name provided: you have no key pair '{name}'."))
+            })?;
+            Some((name, pair.public_key.clone()))
+        }
+    };
+    let nics = nics(fleet, caller, wish.networks)?;
+    let own = |nic: &NicRequest| !matches!(nic, NicRequest::Network(_, None));
+    if wish.count > 1 && nics.iter().any(own) {
+        return Err(Fault::bad_request(
+            "A port or fixed_ip belongs to one server; ask for several servers without.",
+        ));
+    }
+    let wanted_host = wish.host.map(|name| find_host(fleet, &name)).transpose()?;
+    let new = NewInstance {
+        name: wish.name,
+        description: wish.description,
+        project: caller.project,
+        user: caller.user,
+        flavor: flavor.clone(),
+        image,
+        nics,
+        key,
+        metadata: wish.metadata,
+        user_data: wish.user_data,
+        wanted_host,
+    };
+    Ok((new, wish.count))
+}
+
+fn find_image<'a>(fleet: &'a Fleet, caller: &Caller, id: &str) -> Answer<&'a Image> {
+    let found = id.parse().ok().and_then(|id: ImageId| fleet.images.get(&id));
+    let open = |image: &&Image| {
+        caller.sees(image.project) || matches!(image.visibility, Visibility::Public | Visibility::Community)
+    };
+    found.filter(open).ok_or_else(|| {
+        Fault::bad_request(format!("Can not find requested image {id}: imageRef must be the id of an image."))
+    })
+}
+
+fn find_flavor<'a>(fleet: &'a Fleet, caller: &Caller, id: &str) -> Answer<&'a Flavor> {
+    let found = fleet.flavors.get(id).filter(|flavor| flavor.public || caller.is_admin());
+    found.ok_or_else(|| {
+        Fault::bad_request(format!("Flavor {id} could not be found: flavorRef must be a flavor's id."))
+    })
+}
+
+/// The host of that name.
+///
+/// # Errors
+/// 400: the name is part of a request, not of a path.
+pub(super) fn find_host(fleet: &Fleet, name: &str) -> Answer<HostId> {
+    let found = fleet.host_by_name(name);
+    found
+        .map(|host| host.id)
+        .ok_or_else(|| Fault::bad_request(format!("Compute host {name} could not be found.")))
+}
+
+fn nics(fleet: &Fleet, caller: &Caller, networks: Networks) -> Answer<Vec<NicRequest>> {
+    let open =
+        |network: &&crate::fleet::network::Network| network.shared || network.project == caller.project;
+    match networks {
+        Networks::Listed(nics) => {
+            let mut ports = HashSet::new();
+            nics.into_iter().map(|nic| find_nic(fleet, caller, nic, &mut ports)).collect()
+        }
+        Networks::Usual | Networks::Auto => {
+            let all: Vec<_> = fleet.networks.values().filter(open).collect();
+            match (all.as_slice(), matches!(networks, Networks::Auto)) {
+                ([only], _) => Ok(vec![NicRequest::Network(only.id, None)]),
+                ([], false) => Ok(vec![]),
+                ([], true) => {
+                    Err(Fault::bad_request("Your project has no network; create one, or ask for \"none\"."))
+                }
+                _ => Err(Fault::new(
+                    StatusCode::CONFLICT,
+                    "Multiple possible networks found, use a Network ID to be more specific.",
+                )),
+            }
+        }
+    }
+}
+
+fn find_nic(fleet: &Fleet, caller: &Caller, nic: Nic, ports: &mut HashSet<PortId>) -> Answer<NicRequest> {
+    if let Some(id) = nic.port {
+        let port =
+            id.parse().ok().and_then(|id: PortId| fleet.ports.get(&id)).filter(|p| caller.sees(p.project));
+        let port = port.ok_or_else(|| Fault::bad_request(format!("Port {id} could not be found.")))?;
+        if nic.address.is_some() {
+            return Err(Fault::bad_request(format!(
+                "Port {id} has its addresses; fixed_ip cannot be asked for."
+            )));
+        }
+        if nic.network.is_some_and(|network| network != port.network.to_string()) {
+            return Err(Fault::bad_request(format!(
+                "Port {id} is not on the network that is named beside it."
+            )));
+        }
+        if !ports.insert(port.id) {
+            return Err(Fault::bad_request(format!("Port {id} is named twice.")));
+        }
+        return Ok(NicRequest::Port(port.id));
+    }
+    let id = nic.network.ok_or_else(|| Fault::bad_request("A network needs 'uuid' or 'port'."))?;
+    let found = id.parse().ok().and_then(|id: NetworkId| fleet.networks.get(&id));
+    let network = found.filter(|n| n.shared || caller.sees(n.project));
+    let network = network.ok_or_else(|| Fault::bad_request(format!("Network {id} could not be found.")))?;
+    Ok(NicRequest::Network(network.id, nic.address))
+}
