@@ -149,7 +149,7 @@ pub struct Config {
     pub migration_listen: Option<SocketAddr>,
     /// A mounted BPF file system.
     pub bpffs: PathBuf,
-    /// CPUs for floating vCPUs; none: all.
+    /// CPUs for floating vCPUs; none: those that are not dedicated.
     pub shared_cpus: Option<CpuSet>,
     /// CPUs to pin to; none unless the operator names some.
     pub dedicated_cpus: CpuSet,

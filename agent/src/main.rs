@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
+/// What is logged unless RUST_LOG says otherwise. The netlink crate warns of every attribute that is newer than itself.
+const DEFAULT_LOG: &str = "info,netlink_packet_route=error";
+
 /// Godwit's agent: runs virtual machines on this host as the coordinator asks, and tells it what runs
 #[derive(Parser)]
 #[command(
@@ -100,7 +103,7 @@ fn join_fleet(url: &str, token: String, dir: &Path, force: bool) -> Result<(), B
 }
 
 fn run(dir: &Path) -> Result<(), Box<dyn Error>> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     Ok(daemon::run(Config::load(dir)?)?)

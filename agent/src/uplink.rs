@@ -8,6 +8,7 @@ use crate::report::Reporter;
 use godwit_protocol::VERSION;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::id::HostId;
+use godwit_protocol::operation::Progress;
 use godwit_protocol::quic::{COORDINATOR_NAME, ChannelError, Identity, receive, send};
 use godwit_protocol::request::{AgentMessage, AgentRequest, Hello, Welcome};
 use prometheus::{IntCounter, IntGauge, Registry};
@@ -15,7 +16,7 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -39,6 +40,9 @@ const REPORT_RETRY: Duration = Duration::from_secs(1);
 
 /// Time between two progress messages of one request.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Time after which the same progress is told again: a request that tells nothing at all looks dead.
+const PROGRESS_REPEAT: Duration = Duration::from_secs(15);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -264,19 +268,18 @@ async fn relay(calls: Calls, to: &mut SendStream, from: &mut RecvStream) -> Resu
         Err(_) => return Ok(()),
     };
     let mut call = calls.submit(request);
-    let mut told = None;
+    let mut told: Option<(Progress, Instant)> = None;
     loop {
         let now = call.borrow_and_update().clone();
         match now {
             CallState::Finished(answer) => return send(to, &finished(answer)).await,
-            CallState::Running(progress) => {
-                if let Some(newest) = progress
-                    && told != Some(newest)
-                {
-                    send(to, &AgentMessage::Progress(newest)).await?;
-                    told = Some(newest);
-                }
+            CallState::Running(Some(newest))
+                if told.is_none_or(|(last, at)| last != newest || at.elapsed() >= PROGRESS_REPEAT) =>
+            {
+                send(to, &AgentMessage::Progress(newest)).await?;
+                told = Some((newest, Instant::now()));
             }
+            CallState::Running(_) => {}
         }
         let over = call.wait_for(|state| matches!(state, CallState::Finished(_)));
         let lost = matches!(timeout(PROGRESS_INTERVAL, over).await, Ok(Err(_)));

@@ -5,7 +5,6 @@ use crate::calls::{ProgressSink, Run};
 use crate::state::{IdentityPaths, State};
 use godwit_protocol::host::{Heartbeat, HypervisorInfo, Inventory, Underlay};
 use godwit_protocol::id::InstanceId;
-use godwit_protocol::operation::Progress;
 use godwit_protocol::quic::host_name;
 use godwit_protocol::request::{AgentReply, HostReport};
 use godwit_protocol::reservation::Reservation;
