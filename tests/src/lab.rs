@@ -68,7 +68,10 @@ impl Default for LabOptions {
             cell_memory_mib: 4096,
             programs: crate::programs_folder(),
             // The cells are made up, so no memory can be bound to them; and every CPU serves both kinds of guests.
-            agent_settings: format!("memory_binding = \"none\"\ndedicated_cpus = \"0-{}\"\n", cpus - 1),
+            agent_settings: format!(
+                "memory_binding = \"none\"\nshared_cpus = \"0-{last}\"\ndedicated_cpus = \"0-{last}\"\n",
+                last = cpus - 1
+            ),
             patience: Duration::ZERO,
         }
     }
