@@ -84,23 +84,25 @@ fn ranked<'h>(
     request: &Request,
     order: Order,
 ) -> Vec<&'h HostView> {
-    let mut hosts: Vec<&HostView> = hosts.into_iter().collect();
     let pinned = request.guest.as_ref().is_some_and(|guest| guest.cells.iter().any(|cell| cell.pins()));
-    let room = |host: &&HostView| {
-        let (memory, vcpus) = (host.memory(), host.vcpus());
+    // The larger, the more room: memory first, then CPUs.
+    let room = |host: &HostView| {
         let free = |share: Share| i128::from(share.total) - i128::from(share.used);
         let cpus = match pinned {
             true => host.cells.iter().map(|cell| i128::from(cell.free_cpus().len())).sum(),
-            false => free(vcpus),
+            false => free(host.vcpus()),
         };
-        (free(memory), cpus)
+        (free(host.memory()), cpus)
     };
-    hosts.sort_by_cached_key(|host| (host.name.clone(), host.id));
-    match order {
-        Order::Spread => hosts.sort_by_cached_key(|host| std::cmp::Reverse(room(host))),
-        Order::Pack => hosts.sort_by_cached_key(room),
-    }
-    hosts
+    let mut ranked: Vec<_> = hosts.into_iter().map(|host| (room(host), host)).collect();
+    ranked.sort_unstable_by(|(a_room, a), (b_room, b)| {
+        let by_room = match order {
+            Order::Spread => b_room.cmp(a_room),
+            Order::Pack => a_room.cmp(b_room),
+        };
+        by_room.then_with(|| (&a.name, a.id).cmp(&(&b.name, b.id)))
+    });
+    ranked.into_iter().map(|(_, host)| host).collect()
 }
 
 /// Places a request on one host, or says why not.
