@@ -165,18 +165,35 @@ impl Params {
     /// # Errors
     /// 400 when it is none of them.
     pub fn flag(&self, key: &str) -> Answer<Option<bool>> {
-        let parse = |v: &str| match v.to_ascii_lowercase().as_str() {
+        self.get(key).map(|value| Self::read_flag(key, value)).transpose()
+    }
+
+    /// The truth value that a text means.
+    ///
+    /// # Errors
+    /// 400 when it means none.
+    pub fn read_flag(key: &str, value: &str) -> Answer<bool> {
+        match value.to_ascii_lowercase().as_str() {
             "1" | "true" | "t" | "yes" | "y" | "on" => Ok(true),
             "0" | "false" | "f" | "no" | "n" | "off" => Ok(false),
-            _ => Err(Fault::bad_request(format!("{key} must be true or false, not {v:?}."))),
-        };
-        self.get(key).map(parse).transpose()
+            _ => Err(Fault::bad_request(format!("{key} must be true or false, not {value:?}."))),
+        }
     }
 
     /// The query again with one key set, for links to the next page.
     pub fn with(&self, key: &str, value: &str) -> String {
-        let others = self.0.iter().filter(|(k, _)| k != key);
-        form_urlencoded::Serializer::new(String::new()).extend_pairs(others).append_pair(key, value).finish()
+        self.others(key).append_pair(key, value).finish()
+    }
+
+    /// The query again without one key.
+    pub fn without(&self, key: &str) -> String {
+        self.others(key).finish()
+    }
+
+    fn others(&self, key: &str) -> form_urlencoded::Serializer<'static, String> {
+        let mut serializer = form_urlencoded::Serializer::new(String::new());
+        serializer.extend_pairs(self.0.iter().filter(|(k, _)| k != key));
+        serializer
     }
 }
 

@@ -111,6 +111,11 @@ impl Api {
         Self { app, admin: ids[0], member: ids[1], router, tokens: issued, folder }
     }
 
+    /// The token of one who is logged in.
+    pub(crate) fn token(&self, who: As) -> &str {
+        &self.tokens[who as usize]
+    }
+
     /// Any request.
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().call(request).await.unwrap();

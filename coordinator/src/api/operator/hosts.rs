@@ -1,0 +1,189 @@
+//! Hosts: what they are, whether they are there, and whether new instances go to them.
+
+use crate::api::attributes::time_text;
+use crate::api::context::{Body, Caller};
+use crate::api::fault::Answer;
+use crate::app::Shared;
+use crate::config::Config;
+use crate::error::Error;
+use crate::fleet::host::{Host, JoinToken};
+use crate::fleet::{Change, Fleet};
+use crate::ledger::now;
+use crate::liveness::Liveness;
+use crate::reconcile;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use godwit_protocol::host::Inventory;
+use godwit_protocol::reservation::Reservation;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The host that an id or a name means.
+fn find<'a>(fleet: &'a Fleet, key: &str) -> Result<&'a Host, Error> {
+    let by_id = key.parse().ok().and_then(|id| fleet.hosts.get(&id));
+    by_id.or_else(|| fleet.host_by_name(key)).ok_or_else(|| Error::not_found("Host", key))
+}
+
+/// What instances hold on a host.
+fn held<'a>(fleet: &'a Fleet, host: &'a Host) -> impl Iterator<Item = &'a Reservation> {
+    let here = fleet.instances.values().filter(move |instance| instance.host == Some(host.id));
+    here.filter_map(|instance| instance.reservation.as_ref())
+}
+
+/// A host in short, as lists and the status show it.
+pub(super) fn summary(fleet: &Fleet, config: &Config, host: &Host) -> Value {
+    let state = reconcile::liveness(fleet, host.id, config.heartbeat_ms, now());
+    let observed = fleet.observed.get(&host.id);
+    let inventory = host.inventory.as_ref();
+    let sum = |figure: fn(&Inventory) -> u64| inventory.map(figure);
+    json!({
+        "id": host.id,
+        "name": host.name,
+        "state": state.as_str(),
+        "connected": observed.is_some_and(|o| o.connected),
+        "enabled": host.enabled,
+        "disabled_reason": host.disabled_reason,
+        "address": inventory.map(|i| i.underlay.address),
+        "instances": fleet.instances.values().filter(|i| i.host == Some(host.id)).count(),
+        "vcpus": sum(|i| i.cells.iter().map(|cell| cell.cpus.len() as u64).sum()),
+        "vcpus_used": held(fleet, host).map(|r| u64::from(r.vcpus)).sum::<u64>(),
+        "memory_bytes": sum(|i| i.cells.iter().map(|cell| cell.memory_bytes).sum()),
+        "memory_used_bytes": held(fleet, host).map(|r| r.memory_bytes).sum::<u64>(),
+        "cells": inventory.map(|i| i.cells.len()),
+        "hypervisor": inventory.map(|i| {
+            let how = if i.hypervisor.kvm { "KVM" } else { "emulated" };
+            format!("{} {} ({how})", i.hypervisor.kind, i.hypervisor.version)
+        }),
+        "agent_version": inventory.map(|i| &i.agent_version),
+        "joined_at": time_text(host.joined_at),
+        "seen_at": observed.map(|o| time_text(o.seen_at)),
+    })
+}
+
+/// A host with all that it reports.
+fn whole(fleet: &Fleet, config: &Config, host: &Host) -> Value {
+    let mut body = summary(fleet, config, host);
+    let report = fleet.observed.get(&host.id).and_then(|o| o.report.as_ref());
+    if let Some(inventory) = &host.inventory {
+        body["cells"] = json!(inventory.cells);
+        body["inventory"] = json!({
+            "kernel": inventory.kernel,
+            "architecture": inventory.architecture,
+            "cpu_model": inventory.cpu_model,
+            "libvirt_version": inventory.hypervisor.libvirt_version,
+            "reserved_memory_bytes": inventory.reserved_memory_bytes,
+            "links": inventory.links,
+            "underlay": inventory.underlay,
+            "migration_address": inventory.migration_address,
+            "pools": inventory.pools,
+        });
+    }
+    body["generation"] = json!(report.map(|r| r.generation));
+    body["reservations"] = json!(held(fleet, host).collect::<Vec<_>>());
+    body["reported_instances"] = json!(report.map(|r| &r.instances));
+    body
+}
+
+/// GET /hosts.
+pub(super) async fn list(State(app): State<Shared>, caller: Caller) -> Answer<Json<Value>> {
+    caller.require_admin()?;
+    let hosts = app.ledger.read(|fleet| {
+        let mut hosts: Vec<&Host> = fleet.hosts.values().collect();
+        hosts.sort_by(|a, b| a.name.cmp(&b.name));
+        hosts.into_iter().map(|host| summary(fleet, &app.config, host)).collect::<Vec<_>>()
+    });
+    Ok(Json(json!({ "hosts": hosts })))
+}
+
+/// GET /hosts/{host}.
+pub(super) async fn show(
+    State(app): State<Shared>,
+    caller: Caller,
+    Path(key): Path<String>,
+) -> Answer<Json<Value>> {
+    caller.require_admin()?;
+    let host = app.ledger.read(|fleet| find(fleet, &key).map(|host| whole(fleet, &app.config, host)))?;
+    Ok(Json(json!({ "host": host })))
+}
+
+/// What may be changed of a host.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Update {
+    enabled: bool,
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+/// PUT /hosts/{host}.
+pub(super) async fn update(
+    State(app): State<Shared>,
+    caller: Caller,
+    Path(key): Path<String>,
+    Body(update): Body<Update>,
+) -> Answer<Json<Value>> {
+    caller.require_admin()?;
+    app.ledger
+        .change(|fleet| {
+            let host = find(fleet, &key)?.clone();
+            let disabled_reason = update.reason.filter(|_| !update.enabled);
+            Ok::<_, Error>((vec![Host { enabled: update.enabled, disabled_reason, ..host }.into()], ()))
+        })
+        .await?;
+    let host = app.ledger.read(|fleet| find(fleet, &key).map(|host| whole(fleet, &app.config, host)))?;
+    Ok(Json(json!({ "host": host })))
+}
+
+/// DELETE /hosts/{host}: its certificate is worth nothing from now on.
+pub(super) async fn remove(
+    State(app): State<Shared>,
+    caller: Caller,
+    Path(key): Path<String>,
+) -> Answer<StatusCode> {
+    caller.require_admin()?;
+    let host = app
+        .ledger
+        .change(|fleet| {
+            let host = find(fleet, &key)?;
+            may_go(fleet, &app.config, host)?;
+            let mut changes = vec![Change::gone(host)];
+            // Its join token is of no more use; new ones are not stopped by it.
+            changes.extend(
+                fleet.join_tokens.values().filter(|t: &&JoinToken| t.used_by == Some(host.id)).map(Change::gone),
+            );
+            Ok::<_, Error>((changes, host.id))
+        })
+        .await?;
+    app.ledger.observe(|fleet| fleet.observed.remove(&host));
+    app.agents.disconnect(host);
+    tracing::info!(%host, "a host is removed");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Nothing of ours may be left on a host that is forgotten: nobody would know of it.
+fn may_go(fleet: &Fleet, config: &Config, host: &Host) -> Result<(), Error> {
+    let name = &host.name;
+    let here = fleet.instances.values().filter(|i| i.host == Some(host.id)).count();
+    if here > 0 {
+        return Err(Error::Conflict(format!(
+            "Host {name} has {here} servers; delete them or migrate them away first."
+        )));
+    }
+    let moving = |m: &&crate::fleet::migration::Migration| {
+        m.status.is_running() && (m.source == host.id || m.target == Some(host.id))
+    };
+    if let Some(migration) = fleet.migrations.values().find(moving) {
+        return Err(Error::Conflict(format!("Host {name} takes part in migration {}; wait for it.", migration.number)));
+    }
+    let bound = fleet.ports.values().find(|p| p.host == Some(host.id) || p.target_host == Some(host.id));
+    if let Some(port) = bound {
+        return Err(Error::Conflict(format!("Port {} is bound to host {name}; delete it first.", port.id)));
+    }
+    let runs = fleet.observed.get(&host.id).and_then(|o| o.report.as_ref()).map_or(0, |r| r.instances.len());
+    let there = reconcile::liveness(fleet, host.id, config.heartbeat_ms, now()) != Liveness::Lost;
+    if there && runs > 0 {
+        return Err(Error::Conflict(format!("Host {name} still reports {runs} instances; wait until they are gone.")));
+    }
+    Ok(())
+}
