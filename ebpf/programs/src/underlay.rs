@@ -36,12 +36,21 @@ pub fn underlay_egress(context: TcContext) -> i32 {
     TCX_NEXT
 }
 
+/// How far into a packet headers are read in place, in bytes; a power of two, for the verifier to see the
+/// bound.
+const NEAR_BYTES: usize = 512;
+
 struct Skb<'a>(&'a TcContext);
 
 impl Frame for Skb<'_> {
-    // By copy rather than by pointer into the packet: headers may lie outside of the linear part.
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let start = self.0.data() + (offset & (NEAR_BYTES - 1));
+        if offset < NEAR_BYTES && start + N <= self.0.data_end() {
+            // SAFETY: these bytes are inside the packet, as the verifier checks by the line above.
+            return Some(unsafe { *(start as *const [u8; N]) });
+        }
+        // Not in the linear part, or far off: copied by the kernel, which takes twice as long.
         self.0.load(offset).ok()
     }
 }

@@ -135,6 +135,11 @@ pub(super) fn catalogue() -> Vec<(&'static str, Frame, Packet)> {
             Frame::v6(vec![(0, extension(0)), (60, extension(1)), (43, extension(2)), (44, fragment(1))]),
             vxlan(Class::Unicast, 70 + 8 + 16 + 24 + 8),
         ),
+        (
+            "IPv6 behind more options than are read in place",
+            Frame::v6(vec![(60, extension(80))]),
+            vxlan(Class::Unicast, 70 + 648),
+        ),
         ("IPv6, later fragment", Frame::v6(vec![(44, fragment(8))]), Packet::Other(Other::Fragment)),
         (
             "IPv6 with more headers than are followed",
