@@ -94,7 +94,8 @@ impl Ca {
     /// # Errors
     /// [`CaError`].
     pub fn from_pem(pem: String, key: &str) -> Result<Self, CaError> {
-        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| CaError::Malformed("ca.pem".into()))?;
+        let der = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|_| CaError::Malformed("ca.pem".into()))?;
         let digest = hex::encode(Sha256::digest(&der));
         let issuer = Issuer::from_ca_cert_pem(&pem, KeyPair::from_pem(key)?)?;
         Ok(Self { issuer, pem, digest })
@@ -117,9 +118,11 @@ impl Ca {
         let mut params = dated(now, LEAF_LIFE).map_err(|e| bad(&e))?;
         let name = host_name(host);
         params.distinguished_name.push(DnType::CommonName, name.clone());
-        params.subject_alt_names = vec![SanType::DnsName(name.try_into().map_err(|e: rcgen::Error| bad(&e))?)];
+        params.subject_alt_names =
+            vec![SanType::DnsName(name.try_into().map_err(|e: rcgen::Error| bad(&e))?)];
         // Both ends: hosts send migration streams to each other.
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let certificate = params.signed_by(&request.public_key, &self.issuer).map_err(|e| bad(&e))?;
         let key_digest = hex::encode(Sha256::digest(request.public_key.subject_public_key_info()));
@@ -216,7 +219,9 @@ pub enum JoinError {
     #[error("The join token has expired. Make a new one with `godwit host token`.")]
     Expired,
     /// Used before.
-    #[error("The join token was used already; each serves one host. Make a new one with `godwit host token`.")]
+    #[error(
+        "The join token was used already; each serves one host. Make a new one with `godwit host token`."
+    )]
     Used,
     /// The name is taken.
     #[error(
@@ -332,7 +337,8 @@ mod tests {
     fn the_coordinators_certificate_serves_its_addresses_until_it_ends_soon() {
         let (ca, now) = (ca(), now());
         let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let (pem, key) = ca.sign_coordinator(&names(&["198.18.0.1", "cloud.example", "0.0.0.0"]), now).unwrap();
+        let (pem, key) =
+            ca.sign_coordinator(&names(&["198.18.0.1", "cloud.example", "0.0.0.0"]), now).unwrap();
         Identity::from_pem(&pem, &key, ca.pem()).unwrap().quic_server().unwrap();
         assert!(serves(&pem, &names(&["198.18.0.1", "cloud.example", COORDINATOR_NAME, "::1"]), now));
         assert!(!serves(&pem, &names(&["198.18.0.2"]), now));
@@ -372,7 +378,10 @@ mod tests {
         changes.into_iter().for_each(|change| fleet.apply(change));
         let (token, record) = ca.join_token(now(), JOIN_TOKEN_LIFE).unwrap();
         fleet.apply(record.into());
-        assert!(matches!(join(&fleet, &token, HostId::random(), "h1", "", now()), Err(JoinError::NameTaken(_))));
+        assert!(matches!(
+            join(&fleet, &token, HostId::random(), "h1", "", now()),
+            Err(JoinError::NameTaken(_))
+        ));
         assert!(join(&fleet, &token, HostId::random(), "h2", "", now()).is_ok());
     }
 }

@@ -52,7 +52,9 @@ pub struct Made {
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// There is one.
-    #[error("{0} holds an installation already; --force replaces it, with its state and all its certificates")]
+    #[error(
+        "{0} holds an installation already; --force replaces it, with its state and all its certificates"
+    )]
     Exists(PathBuf),
     /// The URL.
     #[error("{0:?} is no URL of the form https://ADDR:PORT")]
@@ -249,7 +251,8 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), InitError> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&partial).map_err(failed)?;
+    let mut file =
+        options.write(true).create(true).truncate(true).mode(mode).open(&partial).map_err(failed)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
     std::fs::rename(&partial, path).map_err(failed)?;
     let folder = path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir).and_then(|dir| dir.sync_all()));
@@ -289,7 +292,10 @@ mod tests {
         assert_eq!(config.listen.to_string(), "198.18.0.1:8774");
         assert_eq!(config.agents_listen.to_string(), "198.18.0.1:8775");
         let named = settings_of(&plan(dir, "https://cloud.example")).unwrap();
-        assert_eq!((named.url.as_str(), named.listen.to_string()), ("https://cloud.example:8774", "0.0.0.0:8774".into()));
+        assert_eq!(
+            (named.url.as_str(), named.listen.to_string()),
+            ("https://cloud.example:8774", "0.0.0.0:8774".into())
+        );
         assert_eq!(certificate_names(&named).unwrap(), ["cloud.example"]);
     }
 
@@ -305,7 +311,13 @@ mod tests {
             let admin = fleet.users.values().next().unwrap();
             assert_eq!(admin.roles[0].1, Role::Admin);
         });
-        for (name, mode) in [("", 0o700), ("ca.key", 0o600), ("server.pem", 0o600), ("token.key", 0o600), ("clouds.yaml", 0o600)] {
+        for (name, mode) in [
+            ("", 0o700),
+            ("ca.key", 0o600),
+            ("server.pem", 0o600),
+            ("token.key", 0o600),
+            ("clouds.yaml", 0o600),
+        ] {
             let meta = std::fs::metadata(plan.dir.join(name)).unwrap();
             assert_eq!(meta.permissions().mode() & 0o777, mode, "{name}");
         }

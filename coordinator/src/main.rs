@@ -131,7 +131,10 @@ fn execute(command: Command) -> Result<(), MainError> {
             let plan = init::Plan { dir: dir.clone(), url, listen, agents_listen, pool, force };
             let made = runtime.block_on(init::init(plan))?;
             println!("The installation is in {}.", dir.display());
-            println!("User admin has the password {} (shown only now, and kept in clouds.yaml).", made.password);
+            println!(
+                "User admin has the password {} (shown only now, and kept in clouds.yaml).",
+                made.password
+            );
             println!("Serve it:  godwit-coordinator run --dir {}", dir.display());
             println!("Use it:    OS_CLIENT_CONFIG_FILE={} godwit status", made.clouds.display());
             Ok(())

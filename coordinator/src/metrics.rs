@@ -24,7 +24,8 @@ struct FleetCollector {
 
 impl FleetCollector {
     fn new(app: Shared) -> Result<Self, prometheus::Error> {
-        let gauges = |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
+        let gauges =
+            |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
         Ok(Self {
             app,
             hosts: gauges("godwit_coordinator_hosts", "Hosts by state (up, late, lost).", &["state"])?,

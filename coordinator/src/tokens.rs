@@ -86,7 +86,9 @@ pub enum KeyError {
         source: std::io::Error,
     },
     /// The file does not hold a key.
-    #[error("{0} does not hold 64 hexadecimal digits; restore it, or write new ones and all users log in again")]
+    #[error(
+        "{0} does not hold 64 hexadecimal digits; restore it, or write new ones and all users log in again"
+    )]
     Malformed(PathBuf),
 }
 
@@ -218,7 +220,8 @@ mod tests {
     #[test]
     fn a_token_says_what_it_was_issued_for_until_it_expires() {
         let (at, project) = (now(), ProjectId::random());
-        let (token, claims) = tokens().issue(UserId::random(), Scope::Project(project), &["password"], at, None);
+        let (token, claims) =
+            tokens().issue(UserId::random(), Scope::Project(project), &["password"], at, None);
         assert_eq!(tokens().verify(&token, at), Ok(claims.clone()));
         assert_eq!(claims.scope, Scope::Project(project));
         assert!(tokens().verify(&token, at + Duration::from_secs(59)).is_ok());

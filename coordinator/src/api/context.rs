@@ -33,8 +33,11 @@ impl Session {
     /// # Errors
     /// 401.
     pub fn of_token(app: &Shared, token: &str) -> Answer<Self> {
-        let claims = app.tokens.verify(token, now()).map_err(|error| Fault::unauthorized(error.to_string()))?;
-        app.ledger.read(|fleet| Self::of_claims(fleet, claims)).map_err(|e| Fault::unauthorized(e.to_string()))
+        let claims =
+            app.tokens.verify(token, now()).map_err(|error| Fault::unauthorized(error.to_string()))?;
+        app.ledger
+            .read(|fleet| Self::of_claims(fleet, claims))
+            .map_err(|e| Fault::unauthorized(e.to_string()))
     }
 
     fn of_claims(fleet: &Fleet, claims: Claims) -> Result<Self, TokenError> {
@@ -64,7 +67,8 @@ impl FromRequestParts<Shared> for Session {
     type Rejection = Fault;
 
     async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Answer<Self> {
-        let missing = || Fault::unauthorized("The request you have made requires authentication: no X-Auth-Token.");
+        let missing =
+            || Fault::unauthorized("The request you have made requires authentication: no X-Auth-Token.");
         let header = parts.headers.get("x-auth-token").ok_or_else(missing)?;
         Self::of_token(app, header.to_str().unwrap_or_default())
     }
@@ -119,7 +123,9 @@ impl FromRequestParts<Shared> for Caller {
         let session = Session::from_request_parts(parts, app).await?;
         match (session.claims.scope, session.role) {
             (Scope::Project(project), Some(role)) => Ok(Self { user: session.claims.user, project, role }),
-            _ => Err(Fault::forbidden("This needs a token for a project; yours has none: set OS_PROJECT_NAME.")),
+            _ => Err(Fault::forbidden(
+                "This needs a token for a project; yours has none: set OS_PROJECT_NAME.",
+            )),
         }
     }
 }
@@ -213,15 +219,17 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
     type Rejection = Fault;
 
     async fn from_request(request: Request, app: &Shared) -> Answer<Self> {
-        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Fault::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("The request's body is over the limit of {MAX_BODY_BYTES} bytes."),
-            ),
-            _ => Fault::bad_request("The request's body broke off."),
-        })?;
+        let bytes =
+            Bytes::from_request(request, app).await.map_err(|rejection| match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => Fault::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("The request's body is over the limit of {MAX_BODY_BYTES} bytes."),
+                ),
+                _ => Fault::bad_request("The request's body broke off."),
+            })?;
         let read = serde_json::from_slice(&bytes);
-        read.map(Self).map_err(|error| Fault::bad_request(format!("The request's body does not read: {error}.")))
+        read.map(Self)
+            .map_err(|error| Fault::bad_request(format!("The request's body does not read: {error}.")))
     }
 }
 

@@ -90,7 +90,9 @@ impl Fault {
                 let kind = self.name.as_deref().unwrap_or_else(|| network_type(self.status));
                 json!({ "NeutronError": { "type": kind, "message": message, "detail": "" } })
             }
-            Service::Identity => json!({ "error": { "code": code, "message": message, "title": self.title() } }),
+            Service::Identity => {
+                json!({ "error": { "code": code, "message": message, "title": self.title() } })
+            }
             Service::Placement => json!({ "errors": [{
                 "status": code, "title": self.title(), "detail": message, "code": "placement.undefined_code",
             }] }),

@@ -35,7 +35,8 @@ impl Requests {
     /// # Errors
     /// When the registry has them already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let total = Opts::new("godwit_coordinator_api_requests_total", "Requests answered, by service and status.");
+        let total =
+            Opts::new("godwit_coordinator_api_requests_total", "Requests answered, by service and status.");
         let seconds = HistogramOpts::new(
             "godwit_coordinator_api_request_seconds",
             "Time from a request's head to the head of its answer, by service.",
@@ -145,7 +146,8 @@ fn without_slash(uri: &Uri) -> Uri {
 /// Gives a refusal the body that the service's clients read. One that has a JSON body of its own keeps it.
 fn shape(service: Service, response: Response) -> Response {
     let status = response.status();
-    let own = response.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
+    let own =
+        response.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
     if let Some(fault) = response.extensions().get::<Fault>() {
         let mut shaped = fault.render(service);
         for (name, value) in response.headers() {

@@ -68,7 +68,9 @@ impl Microversion {
         if version < oldest || version > newest {
             return Err(Fault::new(
                 StatusCode::NOT_ACCEPTABLE,
-                format!("Version {wish} is not supported by the API. Minimum is {oldest} and maximum is {newest}."),
+                format!(
+                    "Version {wish} is not supported by the API. Minimum is {oldest} and maximum is {newest}."
+                ),
             ));
         }
         Ok(Some(version))
@@ -142,7 +144,10 @@ mod tests {
         let found = |version: &str| Ok(Some(version.to_owned()));
         assert_eq!(ask(Service::Compute, &[]), found("2.1"));
         assert_eq!(ask(Service::Compute, &[("openstack-api-version", "compute 2.61")]), found("2.61"));
-        assert_eq!(ask(Service::Compute, &[("openstack-api-version", "volume 3.1, compute 2.9")]), found("2.9"));
+        assert_eq!(
+            ask(Service::Compute, &[("openstack-api-version", "volume 3.1, compute 2.9")]),
+            found("2.9")
+        );
         assert_eq!(ask(Service::Compute, &[("x-openstack-nova-api-version", "2.30")]), found("2.30"));
         assert_eq!(ask(Service::Compute, &[("openstack-api-version", "compute latest")]), found("2.87"));
         assert_eq!(ask(Service::Compute, &[("openstack-api-version", "volume 3.70")]), found("2.1"));
@@ -152,7 +157,9 @@ mod tests {
 
     #[test]
     fn a_version_out_of_range_is_not_acceptable_and_nonsense_is_a_bad_request() {
-        for (version, status) in [("2.0", 406), ("2.88", 406), ("3.1", 406), ("2", 400), ("2.+1", 400), ("x", 400)] {
+        for (version, status) in
+            [("2.0", 406), ("2.88", 406), ("3.1", 406), ("2", 400), ("2.+1", 400), ("x", 400)]
+        {
             let header = format!("compute {version}");
             let answer = ask(Service::Compute, &[("openstack-api-version", &header)]);
             assert_eq!(answer.map_err(|s| s.as_u16()), Err(status), "{version}");

@@ -128,9 +128,7 @@ impl Server {
         self.connections.spawn(async move {
             match listener {
                 Plain::Tcp(listener) => {
-                    while let Some((stream, permit)) =
-                        accept(&stop, &limit, || accept_tcp(&listener)).await
-                    {
+                    while let Some((stream, permit)) = accept(&stop, &limit, || accept_tcp(&listener)).await {
                         tracker.spawn(converse_holding(stream, router.clone(), stop.clone(), permit));
                     }
                 }

@@ -91,7 +91,9 @@ impl Api {
             ids.push((user, project));
             changes.push(Project { id: project, name: name.into() }.into());
             let name = ["admin", "ann", "rob"][index].to_owned();
-            changes.push(User { id: user, name, password_hash: String::new(), roles: vec![(project, role)] }.into());
+            changes.push(
+                User { id: user, name, password_hash: String::new(), roles: vec![(project, role)] }.into(),
+            );
         }
         ledger.change::<_, crate::error::Error>(|_| Ok((changes, ()))).await.unwrap();
         let issue = |i: usize| tokens.issue(ids[i].0, Scope::Project(ids[i].1), &["password"], now(), None).0;

@@ -81,7 +81,9 @@ async fn qemu_img(command: &str, path: &Path) -> Result<Output, Error> {
         Ok(Ok(output)) => Ok(output),
         Ok(Err(error)) if error.kind() == ErrorKind::NotFound => Err(missing("prlimit")),
         Ok(Err(source)) => Err(Error::Pool { what: "The image could not be checked.".into(), source }),
-        Err(_) => Err(Error::Unavailable("The check of the image did not end in ten minutes; is the pool slow?".into())),
+        Err(_) => Err(Error::Unavailable(
+            "The check of the image did not end in ten minutes; is the pool slow?".into(),
+        )),
     }
 }
 

@@ -71,10 +71,12 @@ pub(super) fn inspect(head: &[u8], size_bytes: u64, declared: DiskFormat) -> Res
     }
     match declared {
         DiskFormat::Qcow2 => qcow2(head),
-        DiskFormat::Raw => match OTHERS.iter().find(|(_, at, magic)| bytes(head, *at, magic.len()) == Some(magic)) {
-            Some((name, ..)) => Err(FormatError::NotRaw(name)),
-            None => Ok(size_bytes),
-        },
+        DiskFormat::Raw => {
+            match OTHERS.iter().find(|(_, at, magic)| bytes(head, *at, magic.len()) == Some(magic)) {
+                Some((name, ..)) => Err(FormatError::NotRaw(name)),
+                None => Ok(size_bytes),
+            }
+        }
     }
 }
 
@@ -196,7 +198,8 @@ pub(super) mod tests {
         assert_eq!(with(72, &EXTERNAL_DATA_FILE.to_be_bytes()), Err(FormatError::ExternalDataFile));
         let extension = [DATA_FILE_EXTENSION.to_be_bytes(), 11_u32.to_be_bytes()].concat();
         assert_eq!(with(104, &extension), Err(FormatError::ExternalDataFile));
-        let behind_another = [&0x6803_f857_u32.to_be_bytes()[..], &3_u32.to_be_bytes(), &[0; 8], &extension].concat();
+        let behind_another =
+            [&0x6803_f857_u32.to_be_bytes()[..], &3_u32.to_be_bytes(), &[0; 8], &extension].concat();
         assert_eq!(with(104, &behind_another), Err(FormatError::ExternalDataFile));
     }
 

@@ -52,15 +52,20 @@ impl Upload {
     /// [`Error::Exhausted`] when the pool has no room for the declared size.
     pub async fn begin(app: &Shared, id: ImageId, declared_bytes: Option<u64>) -> Result<Self, Error> {
         let permit = app.images.uploads.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| Error::Unavailable("Too many uploads run; try again soon.".into()))?;
+        let permit =
+            permit.map_err(|_| Error::Unavailable("Too many uploads run; try again soon.".into()))?;
         app.images.prepare(declared_bytes).await?;
         let format = app.ledger.change(|fleet| {
             let image = fleet.images.get(&id).ok_or_else(|| Error::not_found("Image", id))?;
             match image.status {
                 ImageStatus::Queued => {}
-                ImageStatus::Saving => return Err(Error::Conflict(format!("An upload to image {id} runs already."))),
+                ImageStatus::Saving => {
+                    return Err(Error::Conflict(format!("An upload to image {id} runs already.")));
+                }
                 ImageStatus::Active => {
-                    return Err(Error::Conflict(format!("Image {id} has its data; an image never changes. Create another.")));
+                    return Err(Error::Conflict(format!(
+                        "Image {id} has its data; an image never changes. Create another."
+                    )));
                 }
             }
             let (Some(format), Some(_)) = (image.disk_format, &image.container_format) else {
@@ -137,7 +142,8 @@ impl Images {
 }
 
 fn free_bytes(folder: &Path) -> Result<u64, Error> {
-    let stat = statvfs(folder).map_err(|errno| pool("The pool's free space cannot be read.", errno.into()))?;
+    let stat =
+        statvfs(folder).map_err(|errno| pool("The pool's free space cannot be read.", errno.into()))?;
     Ok(stat.blocks_available() * stat.fragment_size())
 }
 
@@ -232,7 +238,8 @@ fn write(
     };
     // Hosts read it as root, some through a share that maps root to somebody: readable for all.
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o644).open(path).map_err(|e| failed(e, 0))?;
+    let mut file =
+        options.write(true).create(true).truncate(true).mode(0o644).open(path).map_err(|e| failed(e, 0))?;
     let (mut md5, mut sha512) = (Md5::new(), Sha512::new());
     let mut head = Vec::new();
     let mut size = 0_u64;
@@ -272,5 +279,7 @@ fn write(
 
 fn wrong_size(declared: Option<u64>, came: &str) -> Error {
     let declared = declared.unwrap_or_default();
-    Error::Invalid(format!("The upload was declared to be {declared} bytes, but {came} came. Nothing of it was kept."))
+    Error::Invalid(format!(
+        "The upload was declared to be {declared} bytes, but {came} came. Nothing of it was kept."
+    ))
 }

@@ -123,7 +123,8 @@ pub(super) async fn create(
     let methods: Vec<&str> = methods.iter().map(String::as_str).collect();
     let (token, claims) = app.tokens.issue(user.id, scope, &methods, now(), until);
     let body = describe(&app, &claims, &links, params.get("nocatalog").is_none())?;
-    Ok((StatusCode::CREATED, [("x-subject-token", token), ("vary", "X-Auth-Token".into())], body).into_response())
+    Ok((StatusCode::CREATED, [("x-subject-token", token), ("vary", "X-Auth-Token".into())], body)
+        .into_response())
 }
 
 /// Who it is, how that was proved, and until when a token made of this may live.
@@ -142,7 +143,9 @@ async fn identify(app: &Shared, identity: Identity) -> Answer<(User, Vec<String>
             }
             Ok((user.ok_or_else(rejected)?, methods, Some(claims.expires_at)))
         }
-        _ => Err(Fault::unauthorized("The methods to log in with are password and token; one of them, with its data.")),
+        _ => Err(Fault::unauthorized(
+            "The methods to log in with are password and token; one of them, with its data.",
+        )),
     }
 }
 
@@ -172,7 +175,9 @@ fn resolve(app: &Shared, user: &User, wish: Option<ScopeRequest>) -> Answer<Scop
             });
         }
         Some(ScopeRequest::Word(word)) if word == "unscoped" => return Ok(Scope::Unscoped),
-        Some(ScopeRequest::Word(word)) => return Err(Fault::bad_request(format!("There is no scope {word:?}."))),
+        Some(ScopeRequest::Word(word)) => {
+            return Err(Fault::bad_request(format!("There is no scope {word:?}.")));
+        }
         Some(ScopeRequest::Fields(fields)) => fields,
     };
     let missing = || Fault::unauthorized("There is no such project, or the user has no role in it.");
@@ -222,7 +227,8 @@ fn describe(app: &Shared, claims: &Claims, links: &Links, with_catalog: bool) ->
             Some(Role::Reader) => &super::ROLES[2..],
             None => &[],
         };
-        token["roles"] = implied.iter().map(|r| json!({ "id": role_name(*r), "name": role_name(*r) })).collect();
+        token["roles"] =
+            implied.iter().map(|r| json!({ "id": role_name(*r), "name": role_name(*r) })).collect();
         if with_catalog {
             token["catalog"] = catalog(links);
         }
@@ -344,7 +350,11 @@ mod tests {
         for body in [
             password("ann", "Secret", crew()),
             password("bob", "secret", crew()),
-            password("ann", "secret", json!({ "project": { "name": "admin", "domain": { "id": "default" } } })),
+            password(
+                "ann",
+                "secret",
+                json!({ "project": { "name": "admin", "domain": { "id": "default" } } }),
+            ),
             password("ann", "secret", json!({ "project": { "id": "nope" } })),
             password("ann", "secret", json!({ "system": { "all": true } })),
             password("ann", "secret", json!({ "domain": { "id": "default" } })),
@@ -373,7 +383,8 @@ mod tests {
         assert_eq!(scoped.status, 201);
         assert_eq!(scoped.json()["token"]["expires_at"], unscoped.json()["token"]["expires_at"]);
         let headers = [("x-auth-token", scoped.header("x-subject-token")), ("x-subject-token", token)];
-        let revoke = || api.ask(As::Nobody, Method::DELETE, "/identity/v3/auth/tokens", &headers, Value::Null);
+        let revoke =
+            || api.ask(As::Nobody, Method::DELETE, "/identity/v3/auth/tokens", &headers, Value::Null);
         assert_eq!(revoke().await.status, 204);
         assert_eq!(revoke().await.status, 404);
         assert_eq!(log_in(&api, body).await.status, 401);

@@ -157,7 +157,9 @@ pub(super) fn set(
         "protected" => image.protected = flag(&value)?,
         "os_hidden" => image.hidden = flag(&value)?,
         "disk_format" | "container_format" if image.status != ImageStatus::Queued => {
-            return Err(Error::Forbidden(format!("Attribute {key} can be only replaced for a queued image.")));
+            return Err(Error::Forbidden(format!(
+                "Attribute {key} can be only replaced for a queued image."
+            )));
         }
         "disk_format" => image.disk_format = disk_format(&value)?,
         "container_format" => {
@@ -173,7 +175,9 @@ pub(super) fn set(
             let owner: Option<ProjectId> = value.as_str().and_then(|id| id.parse().ok());
             let owner = owner.ok_or_else(|| wrong("the id of a project"))?;
             if owner != image.project && !caller.is_admin() {
-                return Err(Error::Forbidden("Only an administrator may give an image to another project.".into()));
+                return Err(Error::Forbidden(
+                    "Only an administrator may give an image to another project.".into(),
+                ));
             }
             image.project = owner;
         }
@@ -229,7 +233,11 @@ fn tags(value: &Value) -> Result<Vec<String>, Error> {
             tags.push(tag.to_owned());
         }
     }
-    if tags.len() > MAX_TAGS { Err(Error::Invalid(format!("An image may have {MAX_TAGS} tags."))) } else { Ok(tags) }
+    if tags.len() > MAX_TAGS {
+        Err(Error::Invalid(format!("An image may have {MAX_TAGS} tags.")))
+    } else {
+        Ok(tags)
+    }
 }
 
 /// That a label is one.

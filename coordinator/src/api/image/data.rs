@@ -12,6 +12,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
+use futures_util::stream::Fuse;
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
@@ -36,7 +37,8 @@ pub(super) async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Answer<StatusCode> {
-    let mut stream = body.into_data_stream();
+    // Fused: what is drained after a refusal may have ended already.
+    let mut stream = body.into_data_stream().fuse();
     let result = receive(&app, &caller, &id, &headers, &mut stream).await;
     if result.is_err() {
         drain(&mut stream).await;
@@ -49,7 +51,7 @@ async fn receive(
     caller: &Caller,
     id: &str,
     headers: &HeaderMap,
-    stream: &mut BodyDataStream,
+    stream: &mut Fuse<BodyDataStream>,
 ) -> Answer<()> {
     caller.require_member()?;
     let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
@@ -70,7 +72,9 @@ async fn receive(
             Ok(None) => break,
             Ok(Some(Err(_))) | Err(_) => {
                 upload.abandon().await;
-                return Err(Fault::bad_request("The upload was cut off; nothing of it was kept. Upload the image again."));
+                return Err(Fault::bad_request(
+                    "The upload was cut off; nothing of it was kept. Upload the image again.",
+                ));
             }
         }
     }
@@ -92,7 +96,7 @@ fn declared_bytes(headers: &HeaderMap) -> Answer<Option<u64>> {
     }
 }
 
-async fn drain(stream: &mut BodyDataStream) {
+async fn drain(stream: &mut Fuse<BodyDataStream>) {
     let mut left = DRAIN_BYTES;
     let read = async {
         while let Some(Ok(bytes)) = stream.next().await {
@@ -118,8 +122,9 @@ pub(super) async fn download(
     }
     let file = app.images.open(image.id).await?;
     let size = image.size_bytes.unwrap_or_default();
-    let is = file.metadata().await.map_err(|source| {
-        Error::Pool { what: "The image's file could not be looked at on the pool.".into(), source }
+    let is = file.metadata().await.map_err(|source| Error::Pool {
+        what: "The image's file could not be looked at on the pool.".into(),
+        source,
     })?;
     if is.len() != size {
         let message = format!("The image's file has {} bytes on the pool, but should have {size}.", is.len());

@@ -22,11 +22,7 @@ const MAX_PAGE: usize = 1000;
 const CONTROLS: [&str; 6] = ["limit", "marker", "sort", "sort_key", "sort_dir", "member_status"];
 
 /// GET /v2/images.
-pub(super) async fn list(
-    State(app): State<Shared>,
-    caller: Caller,
-    params: Params,
-) -> Answer<Json<Value>> {
+pub(super) async fn list(State(app): State<Shared>, caller: Caller, params: Params) -> Answer<Json<Value>> {
     let limit = params.number("limit")?.unwrap_or(PAGE).min(MAX_PAGE);
     let order = order(&params)?;
     let mut images: Vec<Image> = app.ledger.read(|fleet| fleet.images.values().cloned().collect());
@@ -36,7 +32,9 @@ pub(super) async fn list(
         Some(marker) => {
             let found = images.iter().position(|image| image.id.to_string() == *marker);
             let found = found.filter(|index| super::sees(&caller, &images[*index]));
-            &images[found.ok_or_else(|| Fault::bad_request(format!("There is no image {marker} to go on after.")))? + 1..]
+            &images[found
+                .ok_or_else(|| Fault::bad_request(format!("There is no image {marker} to go on after.")))?
+                + 1..]
         }
     };
     let mut page = Vec::new();
@@ -99,7 +97,9 @@ fn matches(image: &Image, caller: &Caller, params: &Params) -> Answer<bool> {
 
 fn passes(image: &Image, key: &str, value: &str) -> Answer<bool> {
     let number = || {
-        value.parse::<u64>().map_err(|_| Fault::bad_request(format!("{key} must be a whole number, not {value:?}.")))
+        value
+            .parse::<u64>()
+            .map_err(|_| Fault::bad_request(format!("{key} must be a whole number, not {value:?}.")))
     };
     Ok(match key {
         "visibility" | "os_hidden" => true,
@@ -144,7 +144,9 @@ fn is_one_of(wanted: &str, value: &str) -> bool {
 
 /// `gte:2026-01-31T12:00:00Z` and the like; times count in whole seconds, as they are shown.
 fn compares(time: Time, wanted: &str) -> Answer<bool> {
-    let wrong = || Fault::bad_request(format!("{wanted:?} is no comparison with a time, like gte:2026-01-31T12:00:00Z."));
+    let wrong = || {
+        Fault::bad_request(format!("{wanted:?} is no comparison with a time, like gte:2026-01-31T12:00:00Z."))
+    };
     let (operator, text) = match wanted.split_once(':') {
         Some((operator @ ("gt" | "gte" | "lt" | "lte" | "eq" | "neq"), text)) => (operator, text),
         _ => ("eq", wanted),
@@ -185,7 +187,10 @@ fn order(params: &Params) -> Answer<Vec<(String, bool)>> {
     const KEYS: [&str; 8] =
         ["name", "status", "container_format", "disk_format", "size", "id", "created_at", "updated_at"];
     if let Some((key, _)) = order.iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
-        return Err(Fault::bad_request(format!("Images cannot be sorted by {key:?}, but by {}.", KEYS.join(", "))));
+        return Err(Fault::bad_request(format!(
+            "Images cannot be sorted by {key:?}, but by {}.",
+            KEYS.join(", ")
+        )));
     }
     // Later keys only decide between equals, so that the order is total and pages neither repeat nor skip.
     let default = params.get("sort_dir").map(direction).transpose()?.unwrap_or(false);

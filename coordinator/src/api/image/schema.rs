@@ -4,7 +4,8 @@
 use axum::Json;
 use serde_json::{Value, json};
 
-const ID_PATTERN: &str = "^([0-9a-fA-F]){8}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){12}$";
+const ID_PATTERN: &str =
+    "^([0-9a-fA-F]){8}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){12}$";
 
 /// GET /v2/schemas/image.
 pub(super) async fn image() -> Json<Value> {
@@ -143,9 +144,7 @@ fn fields() -> Value {
 /// Properties that many tools know by name; clients make an option of each.
 fn known_properties() -> Value {
     let text = |description: &str| json!({ "type": "string", "is_base": false, "description": description });
-    let id = |description: &str| {
-        json!({ "type": ["null", "string"], "is_base": false, "pattern": ID_PATTERN, "description": description })
-    };
+    let id = |description: &str| json!({ "type": ["null", "string"], "is_base": false, "pattern": ID_PATTERN, "description": description });
     json!({
         "architecture": text("Operating system architecture"),
         "os_distro": text("Common name of operating system distribution"),

@@ -19,7 +19,12 @@ async fn image(api: &Api, format: &str) -> String {
 }
 
 /// An upload in pieces, with these headers beside the type; without a length it is chunked.
-async fn put(api: &Api, id: &str, headers: &[(&str, &str)], pieces: Vec<Result<Bytes, std::io::Error>>) -> Answer {
+async fn put(
+    api: &Api,
+    id: &str,
+    headers: &[(&str, &str)],
+    pieces: Vec<Result<Bytes, std::io::Error>>,
+) -> Answer {
     let mut request = Request::put(format!("/image/v2/images/{id}/file"))
         .header("content-type", "application/octet-stream")
         .header("x-auth-token", api.token(As::Admin));
@@ -53,7 +58,8 @@ fn qcow2(api: &Api) -> Vec<u8> {
 }
 
 fn qemu_img(api: &Api, arguments: &[&str]) {
-    let output = std::process::Command::new("qemu-img").args(arguments).current_dir(api.folder.path()).output();
+    let output =
+        std::process::Command::new("qemu-img").args(arguments).current_dir(api.folder.path()).output();
     let output = output.expect("qemu-img is needed (package qemu-utils)");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -97,7 +103,11 @@ async fn an_upload_that_is_cut_shorter_or_longer_leaves_the_image_queued_and_no_
         (&[("content-length", "4096")], vec![Ok(Bytes::from(vec![1; 512])), cut()], "cut off"),
         (&[("x-openstack-image-size", "1024")], whole(&[1; 512]), "only 512 came"),
         (&[("x-openstack-image-size", "256")], whole(&[1; 512]), "more came"),
-        (&[("content-length", "512"), ("x-openstack-image-size", "9")], whole(&[1; 512]), "X-OpenStack-Image-Size 9"),
+        (
+            &[("content-length", "512"), ("x-openstack-image-size", "9")],
+            whole(&[1; 512]),
+            "X-OpenStack-Image-Size 9",
+        ),
     ];
     for (headers, pieces, expected) in cases {
         let answer = put(&api, &id, headers, pieces).await;
@@ -114,7 +124,10 @@ async fn an_upload_that_is_cut_shorter_or_longer_leaves_the_image_queued_and_no_
 async fn what_is_not_what_it_is_declared_to_be_is_refused_with_the_reason() {
     let api = Api::new().await;
     let good = qcow2(&api);
-    qemu_img(&api, &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/hostname", "-u", "backed.qcow2", "1M"]);
+    qemu_img(
+        &api,
+        &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/hostname", "-u", "backed.qcow2", "1M"],
+    );
     let backed = std::fs::read(api.folder.path().join("backed.qcow2")).unwrap();
     qemu_img(&api, &["create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "external.qcow2", "1M"]);
     let external = std::fs::read(api.folder.path().join("external.qcow2")).unwrap();
@@ -224,7 +237,8 @@ async fn properties_are_flat_and_both_forms_of_patch_change_them() {
         async move { api.ask(As::Admin, Method::PATCH, path, &[("content-type", kind)], body).await }
     };
     let old = "application/openstack-images-v2.0-json-patch";
-    let answer = patch(old, json!([{ "replace": "/name", "value": "b" }, { "remove": "/hw_disk_bus" }])).await;
+    let answer =
+        patch(old, json!([{ "replace": "/name", "value": "b" }, { "remove": "/hw_disk_bus" }])).await;
     assert_eq!((answer.status.as_u16(), &answer.json()["name"]), (200, &json!("b")));
     assert_eq!(answer.json().get("hw_disk_bus"), None);
     let answer = patch(PATCH.1, json!([{ "op": "add", "path": "/os_distro", "value": "debian" }])).await;
@@ -284,7 +298,9 @@ async fn an_image_is_seen_and_changed_only_by_those_who_may() {
     let body = |visibility: &str| json!({ "name": visibility, "visibility": visibility });
     let mut ids = Vec::new();
     for visibility in ["private", "public", "community"] {
-        ids.push(api.post("/image/v2/images", body(visibility)).await.json()["id"].as_str().unwrap().to_owned());
+        ids.push(
+            api.post("/image/v2/images", body(visibility)).await.json()["id"].as_str().unwrap().to_owned(),
+        );
     }
     let ask = |who, method: Method, path: String, body: Value| {
         let api = &api;
@@ -320,7 +336,10 @@ async fn every_field_of_an_image_is_in_the_schema_that_clients_check_it_against(
             Value::Array(_) => "array",
             Value::Object(_) => "object",
         };
-        assert!(kinds == kind || kinds.as_array().is_some_and(|k| k.contains(&json!(kind))), "{key}: {value}");
+        assert!(
+            kinds == kind || kinds.as_array().is_some_and(|k| k.contains(&json!(kind))),
+            "{key}: {value}"
+        );
     }
 }
 
@@ -330,6 +349,9 @@ async fn discovery_lists_the_versions_at_the_root() {
     let answer = api.ask(As::Nobody, Method::GET, "/image/", &[], Value::Null).await;
     assert_eq!(answer.status, 300);
     let versions = answer.json()["versions"].as_array().unwrap().clone();
-    assert_eq!((versions.len(), &versions[0]["id"], &versions[0]["status"]), (10, &json!("v2.9"), &json!("CURRENT")));
+    assert_eq!(
+        (versions.len(), &versions[0]["id"], &versions[0]["status"]),
+        (10, &json!("v2.9"), &json!("CURRENT"))
+    );
     assert_eq!(api.ask(As::Nobody, Method::GET, "/image/versions", &[], Value::Null).await.status, 200);
 }

@@ -150,7 +150,11 @@ pub(super) async fn remove(
             let mut changes = vec![Change::gone(host)];
             // Its join token is of no more use; new ones are not stopped by it.
             changes.extend(
-                fleet.join_tokens.values().filter(|t: &&JoinToken| t.used_by == Some(host.id)).map(Change::gone),
+                fleet
+                    .join_tokens
+                    .values()
+                    .filter(|t: &&JoinToken| t.used_by == Some(host.id))
+                    .map(Change::gone),
             );
             Ok::<_, Error>((changes, host.id))
         })
@@ -174,7 +178,10 @@ fn may_go(fleet: &Fleet, config: &Config, host: &Host) -> Result<(), Error> {
         m.status.is_running() && (m.source == host.id || m.target == Some(host.id))
     };
     if let Some(migration) = fleet.migrations.values().find(moving) {
-        return Err(Error::Conflict(format!("Host {name} takes part in migration {}; wait for it.", migration.number)));
+        return Err(Error::Conflict(format!(
+            "Host {name} takes part in migration {}; wait for it.",
+            migration.number
+        )));
     }
     let bound = fleet.ports.values().find(|p| p.host == Some(host.id) || p.target_host == Some(host.id));
     if let Some(port) = bound {
@@ -183,7 +190,9 @@ fn may_go(fleet: &Fleet, config: &Config, host: &Host) -> Result<(), Error> {
     let runs = fleet.observed.get(&host.id).and_then(|o| o.report.as_ref()).map_or(0, |r| r.instances.len());
     let there = reconcile::liveness(fleet, host.id, config.heartbeat_ms, now()) != Liveness::Lost;
     if there && runs > 0 {
-        return Err(Error::Conflict(format!("Host {name} still reports {runs} instances; wait until they are gone.")));
+        return Err(Error::Conflict(format!(
+            "Host {name} still reports {runs} instances; wait until they are gone."
+        )));
     }
     Ok(())
 }

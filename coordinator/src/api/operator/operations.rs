@@ -33,11 +33,7 @@ fn body(fleet: &Fleet, app: &App, operation: &Operation) -> Value {
 }
 
 /// GET /operations, the newest first; `server=ID` and `phase=NAME` filter.
-pub(super) async fn list(
-    State(app): State<Shared>,
-    caller: Caller,
-    params: Params,
-) -> Answer<Json<Value>> {
+pub(super) async fn list(State(app): State<Shared>, caller: Caller, params: Params) -> Answer<Json<Value>> {
     caller.require_admin()?;
     let server: Option<InstanceId> = match params.get("server") {
         Some(id) => Some(id.parse().map_err(|_| Fault::bad_request(format!("{id:?} is no server's id.")))?),

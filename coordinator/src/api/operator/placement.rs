@@ -46,7 +46,8 @@ pub(super) async fn explain(
     })?;
     let request = request(&flavor, image.as_ref())?;
     let (views, silent) = app.ledger.read(|fleet| {
-        let silent = fleet.hosts.values().filter(|host| host.inventory.is_none()).map(|host| host.name.clone());
+        let silent =
+            fleet.hosts.values().filter(|host| host.inventory.is_none()).map(|host| host.name.clone());
         (views(fleet, &app.config), silent.collect::<Vec<_>>())
     });
     let answers = candidates(&views, &request, &limits(&app.config), Order::Spread);

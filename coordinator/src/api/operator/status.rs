@@ -47,7 +47,10 @@ fn problems(fleet: &Fleet, hosts: &[Value]) -> Vec<String> {
         }
         let version = host["agent_version"].as_str();
         if let Some(version) = version.filter(|version| *version != env!("CARGO_PKG_VERSION")) {
-            problems.push(format!("host {name} runs agent {version}, the coordinator is {}", env!("CARGO_PKG_VERSION")));
+            problems.push(format!(
+                "host {name} runs agent {version}, the coordinator is {}",
+                env!("CARGO_PKG_VERSION")
+            ));
         }
     }
     for host in fleet.hosts.values() {
