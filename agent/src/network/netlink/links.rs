@@ -16,6 +16,9 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
+/// The least that a link can have, in bytes.
+const SMALLEST_MTU: u32 = 68;
+
 /// What is to be known of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinkState {
@@ -174,7 +177,8 @@ pub(super) fn ensure_bridge(
         other => {
             replace(conversation, other, "it is no bridge")?;
             changed = true;
-            create(conversation, &name, vec![LinkAttribute::Mtu(wanted.mtu), settings()])?
+            // The MTU that a bridge is made with follows its ports; one that is set later is kept.
+            create(conversation, &name, vec![LinkAttribute::Mtu(SMALLEST_MTU), settings()])?
         }
     };
     let mut attributes = Vec::new();

@@ -226,6 +226,21 @@ fn a_local_port_is_put_on_the_bridge_as_soon_as_it_is_there() {
 }
 
 #[test]
+fn a_port_with_a_smaller_mtu_does_not_pull_the_bridge_down_to_it() {
+    on_a_host(|host| {
+        for mtu in [1500, 1501] {
+            let wanted = NetworkWanted { mtu, ..wanted(&[], &[]) };
+            host.ensure(&wanted).unwrap();
+            run("ip link add tap mtu 1400 type veth peer name guest");
+            run("ip link set tap master gwb1007");
+            assert_eq!(link("gwb1007")["mtu"], mtu);
+            assert_eq!(host.ensure(&wanted).unwrap(), Changes::default());
+            run("ip link del tap");
+        }
+    });
+}
+
+#[test]
 fn removing_leaves_nothing_and_may_be_repeated() {
     on_a_host(|host| {
         let before = links();
@@ -417,6 +432,40 @@ fn guests_reach_each_other_across_hosts_and_a_moved_one_is_found_again() {
         ensure("h2", 12, order(&[], &[(1, 11), (2, 13)], &[]));
         run("ip netns exec g1 ping -c 3 -i 0.05 -W 2 10.0.0.2");
         run("ip netns exec g2 ping -c 3 -i 0.05 -W 2 10.0.0.1");
+    });
+}
+
+#[test]
+fn the_underlay_may_be_ipv6() {
+    let vtep = |last: u8| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)]);
+    let order = |port, last, remote| NetworkWanted {
+        mtu: 1530,
+        ports: vec![local_port(port)],
+        forwarding: vec![Forwarding { mac: mac(last), addresses: vec![], vtep: vtep(remote) }],
+        flood: vec![vtep(remote)],
+        ..wanted(&[], &[])
+    };
+    in_sandbox(|| {
+        for (host, last) in [("h1", 11), ("h2", 12)] {
+            add_host(host, &format!("198.18.0.{last}"));
+            run(&format!("ip -n {host} address add {}/64 dev eth0 nodad", vtep(last)));
+        }
+        for (host, guest, last, wanted) in
+            [("h1", "g1", 11, order(1, 2, 12)), ("h2", "g2", 12, order(2, 1, 11))]
+        {
+            add_guest(host, guest, last - 10);
+            in_namespace(host, || {
+                let choice =
+                    UnderlayChoice { link: Some("eth0".into()), address: Some(vtep(last)), towards: None };
+                let network = Netlink::open(&choice).unwrap();
+                let error = network.ensure(&NetworkWanted { mtu: 1531, ..wanted.clone() }).unwrap_err();
+                assert!(matches!(error, NetworkError::MtuTooLarge { need: 1601, have: 1600, .. }), "{error}");
+                assert!(!network.ensure(&wanted).unwrap().is_empty());
+                assert_eq!(network.ensure(&wanted).unwrap(), Changes::default());
+                assert_eq!(network.observe().unwrap()[0].flood, wanted.flood);
+            });
+        }
+        run("ip netns exec g1 ping -c 3 -i 0.05 -W 2 -M do -s 1472 10.0.0.2");
     });
 }
 
