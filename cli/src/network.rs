@@ -1,5 +1,7 @@
 //! `godwit network`: networks between servers, and who knows where their ports are.
 
+mod l2;
+
 use crate::error::Result;
 use crate::output::{Column, cell};
 use crate::resource::{NETWORK, id};
@@ -99,7 +101,7 @@ impl Command {
             Command::L2 { network } => {
                 let id = NETWORK.find_id(&app.session, &network)?;
                 let tables = app.session.get(Service::Operator, &format!("/networks/{id}/l2"))?;
-                app.output.any_object(&tables, "network")
+                l2::show(app, &tables)
             }
         }
     }

@@ -9,7 +9,7 @@ use clap::Subcommand;
 /// What can be done with operations.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// List operations
+    /// List operations, the newest last
     List {
         /// Only those on this server, by id or name
         #[arg(long)]
@@ -50,6 +50,7 @@ impl Command {
                 let mut operations = OPERATION.list(&app.session, &query)?;
                 operations
                     .retain(|operation| server.as_ref().is_none_or(|id| operation["server"] == id.as_str()));
+                operations.sort_by_key(|operation| cell(&operation["created_at"]));
                 app.output.list(&operations, COLUMNS, "id")
             }
             Command::Show { operation } => {

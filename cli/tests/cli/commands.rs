@@ -563,16 +563,29 @@ fn an_explanation_names_rule_need_and_have() {
 }
 
 #[test]
-fn the_l2_tables_are_printed_one_by_one() {
+fn the_l2_tables_tell_host_by_host_where_ports_are() {
     let service = Service::start(|request| match request.line().as_str() {
         "GET /network/v2.0/networks/n-1" => ok(json!({"network": {"id": "n-1"}})),
         "GET /operator/v1/networks/n-1/l2" => ok(json!({
-            "network": "n-1", "vni": 1001, "wanted": [{"mac": "fa:16:3e:00:00:01", "vtep": "198.18.0.11"}],
+            "network": "n-1", "vni": 1001, "hosts": [{
+                "host": "h1", "vtep": "198.18.0.11", "agrees": false,
+                "wanted": {
+                    "ports": [{"port": "p-1", "mac": "fa:16:3e:00:00:01", "addresses": ["10.0.0.3"]}],
+                    "forwarding": [{"mac": "fa:16:3e:00:00:02", "addresses": ["10.0.0.4"], "vtep": "198.18.0.12"}],
+                    "flood": ["198.18.0.12"],
+                },
+                "reported": {"forwarding": [], "flood": ["198.18.0.12"]},
+            }],
         })),
         _ => None,
     });
     let run = service.run(&["network", "l2", "n-1"]);
-    for words in ["1001", "WANTED", "MAC", "fa:16:3e:00:00:01", "198.18.0.11"] {
+    for words in [
+        "1001",
+        "fa:16:3e:00:00:01 10.0.0.3",
+        "fa:16:3e:00:00:02 at 198.18.0.12 (missing)",
+        "h1    198.18.0.11  no",
+    ] {
         assert!(run.text().contains(words), "{words}: {}", run.text());
     }
 }
