@@ -14,6 +14,8 @@ mod migrations;
 mod page;
 mod servers;
 mod services;
+#[cfg(test)]
+pub(in crate::api) mod tests;
 mod usage;
 mod view;
 

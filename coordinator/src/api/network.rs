@@ -8,6 +8,8 @@ mod networks;
 mod ports;
 mod quotas;
 mod subnets;
+#[cfg(test)]
+mod tests;
 
 use crate::api::attributes::Attributes;
 use crate::api::context::{Caller, Links};
