@@ -145,7 +145,7 @@ fn assemble(
     }
     let hypervisor: Arc<dyn Hypervisor> =
         Arc::new(Libvirt::new(&config.libvirt, config.virtualization, config.dir.clone()));
-    let pool = Pool::new(config.pool.clone());
+    let pool = Pool::new(config.pool.clone(), registry)?;
     let instances = Instances::new(hypervisor.clone(), reservations.clone(), registry)?;
     let address = network.underlay()?.address;
     let migration_listen =
@@ -157,7 +157,7 @@ fn assemble(
         libvirt_uri: config.libvirt.clone(),
         folder: MIGRATIONS_FOLDER.into(),
     };
-    let migrations = Migrations::new(settings, hypervisor.clone());
+    let migrations = Migrations::new(settings, hypervisor.clone(), registry)?;
     let id = state.host();
     let host = Arc::new(Host {
         id,

@@ -3,13 +3,14 @@
 //! QEMU and libvirt speak to unix sockets only; [`crate::datapath::stream`] carries those between the hosts. A
 //! socket's path is the same on both: the source listens on it, and on the target QEMU does.
 
-use crate::datapath::stream::{Destination, Session, Sockets, StreamError, Streams};
+use crate::datapath::stream::{Carried, Destination, Session, Sockets, StreamError, Streams};
 use crate::hypervisor::{Cancel, DomainContext, Hypervisor, HypervisorError, MigrationRoute, chain};
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::id::{HostId, InstanceId, MigrationId};
 use godwit_protocol::migration::{MigrationOutcome, MigrationSource, MigrationTarget, TargetReady};
 use godwit_protocol::operation::Progress;
 use godwit_protocol::quic::{Identity, host_name};
+use prometheus::{IntCounterVec, Opts, Registry};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -99,6 +100,7 @@ pub struct Migrations {
     hypervisor: Arc<dyn Hypervisor>,
     /// Started at the first migration: an idle host keeps neither thread nor port for it.
     streams: Mutex<Option<Arc<Streams>>>,
+    carried: IntCounterVec,
     incoming: Mutex<HashMap<MigrationId, Incoming>>,
     outgoing: Mutex<HashMap<MigrationId, Cancel>>,
 }
@@ -114,19 +116,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Migrations {
-    /// Migrations of the guests of `hypervisor`. Sockets that a killed agent left are removed: their streams died
-    /// with it.
-    pub fn new(settings: MigrationSettings, hypervisor: Arc<dyn Hypervisor>) -> Self {
+    /// Migrations of the guests of `hypervisor`, their bytes counted in `registry`. Sockets that a killed agent
+    /// left are removed: their streams died with it.
+    ///
+    /// # Errors
+    /// When `registry` holds such metrics already.
+    pub fn new(
+        settings: MigrationSettings,
+        hypervisor: Arc<dyn Hypervisor>,
+        registry: &Registry,
+    ) -> Result<Self, prometheus::Error> {
+        let help = "Bytes of migration streams, before encryption, by direction (sent, received).";
+        let carried =
+            IntCounterVec::new(Opts::new("godwit_migration_stream_bytes_total", help), &["direction"])?;
+        registry.register(Box::new(carried.clone()))?;
         if let Err(error) = remove_folder(&settings.folder) {
             tracing::warn!("sockets of an earlier run stay: {}", chain(&error));
         }
-        Self {
+        Ok(Self {
             settings,
             hypervisor,
             streams: Mutex::default(),
+            carried,
             incoming: Mutex::default(),
             outgoing: Mutex::default(),
-        }
+        })
     }
 
     /// On the target: makes sure that the instance can come, and waits for its streams. Repeated, it answers the
@@ -247,7 +261,11 @@ impl Migrations {
         if let Some(streams) = &*streams {
             return Ok(streams.clone());
         }
-        let started = Arc::new(Streams::start(&self.settings.identity, self.settings.listen)?);
+        let carried = Carried {
+            sent: self.carried.with_label_values(&["sent"]),
+            received: self.carried.with_label_values(&["received"]),
+        };
+        let started = Arc::new(Streams::start(&self.settings.identity, self.settings.listen, carried)?);
         Ok(streams.insert(started).clone())
     }
 

@@ -59,7 +59,7 @@ impl Rig {
         let migration_listen = ([127, 0, 0, 1], 0).into();
         let host = Arc::new(Host {
             id: state.host(),
-            pool: Pool::new(config.pool.clone()),
+            pool: Pool::new(config.pool.clone(), &registry).unwrap(),
             config,
             migration_listen,
             instances,
@@ -75,7 +75,7 @@ impl Rig {
             libvirt_uri: "fake:///".into(),
             folder: dir.path().join("migrations"),
         };
-        let migrations = Migrations::new(settings, fake.clone());
+        let migrations = Migrations::new(settings, fake.clone(), &registry).unwrap();
         let agent = Arc::new(Agent { host, hypervisor: fake.clone(), migrations, state, reporter });
         let hearing = agent.clone();
         let run =

@@ -6,6 +6,7 @@
 use godwit_protocol::frame::{self, HEADER_BYTES};
 use godwit_protocol::quic::Identity;
 use nix::sys::socket::{setsockopt, sockopt};
+use prometheus::IntCounter;
 use rustls_pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,9 +14,11 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, watch};
@@ -151,12 +154,22 @@ struct Awaited {
 
 type AwaitedByToken = Arc<Mutex<HashMap<String, Awaited>>>;
 
+/// Bytes that streams carried, before encryption.
+#[derive(Clone, Debug)]
+pub struct Carried {
+    /// To other hosts.
+    pub sent: IntCounter,
+    /// From other hosts.
+    pub received: IntCounter,
+}
+
 /// Carries the streams of all migrations of this host.
 pub struct Streams {
     runtime: Option<Runtime>,
     connector: TlsConnector,
     address: SocketAddr,
     awaited: AwaitedByToken,
+    carried: Carried,
 }
 
 impl Drop for Streams {
@@ -169,11 +182,11 @@ impl Drop for Streams {
 }
 
 impl Streams {
-    /// Listens on `listen` for the streams of sources.
+    /// Listens on `listen` for the streams of sources, and counts what they carry in `carried`.
     ///
     /// # Errors
     /// [`StreamError::Tls`], [`StreamError::Socket`] when the address is taken or not this host's.
-    pub fn start(identity: &Identity, listen: SocketAddr) -> Result<Self, StreamError> {
+    pub fn start(identity: &Identity, listen: SocketAddr, carried: Carried) -> Result<Self, StreamError> {
         let acceptor = TlsAcceptor::from(Arc::new(identity.tls_server(ALPN)?));
         let connector = TlsConnector::from(Arc::new(identity.tls_client(ALPN)?));
         let runtime = Builder::new_multi_thread()
@@ -187,8 +200,8 @@ impl Streams {
             runtime.block_on(TcpListener::bind(listen)).map_err(socket_error("listen on", listen))?;
         let address = listener.local_addr().map_err(socket_error("listen on", listen))?;
         let awaited = AwaitedByToken::default();
-        runtime.spawn(accept_all(listener, acceptor, awaited.clone()));
-        Ok(Self { runtime: Some(runtime), connector, address, awaited })
+        runtime.spawn(accept_all(listener, acceptor, awaited.clone(), carried.clone()));
+        Ok(Self { runtime: Some(runtime), connector, address, awaited, carried })
     }
 
     /// Where sources connect to.
@@ -221,6 +234,7 @@ impl Streams {
             name,
             destination,
             failure: session.failure.clone(),
+            carried: self.carried.clone(),
         });
         let _context = runtime.enter();
         let listeners = [(Channel::Libvirt, &sockets.libvirt), (Channel::Memory, &sockets.memory)]
@@ -246,15 +260,15 @@ async fn ended(mut alive: watch::Receiver<()>) {
     while alive.changed().await.is_ok() {}
 }
 
-async fn accept_all(listener: TcpListener, acceptor: TlsAcceptor, awaited: AwaitedByToken) {
+async fn accept_all(listener: TcpListener, acceptor: TlsAcceptor, awaited: AwaitedByToken, carried: Carried) {
     let room = Arc::new(Semaphore::new(MAX_STREAMS));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let (acceptor, awaited) = (acceptor.clone(), awaited.clone());
+                let (acceptor, awaited, carried) = (acceptor.clone(), awaited.clone(), carried.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = accept_one(stream, acceptor, &awaited).await {
+                    if let Err(error) = accept_one(stream, acceptor, &awaited, carried).await {
                         tracing::warn!(%peer, "a stream was not accepted: {}", crate::hypervisor::chain(&error));
                     }
                     drop(permit);
@@ -273,13 +287,16 @@ async fn accept_one(
     stream: TcpStream,
     acceptor: TlsAcceptor,
     awaited: &AwaitedByToken,
+    carried: Carried,
 ) -> Result<(), StreamError> {
     let opening = async {
         prepare_tcp(&stream)?;
         let mut stream =
             acceptor.accept(stream).await.map_err(socket_error("agree on TLS with", "a source"))?;
         let opening: Opening = receive(&mut stream).await?;
-        let Some(awaited) = lock(awaited).get(&opening.token).cloned() else {
+        let awaited = lock(awaited).get(&opening.token).cloned();
+        // The session of a known token may be over.
+        let Some(awaited) = awaited.filter(|awaited| awaited.alive.has_changed().is_ok()) else {
             let reason = "no migration waits here for this token".to_owned();
             send(&mut stream, &Opened::Refused(reason.clone())).await?;
             return Err(StreamError::Refused(reason));
@@ -301,6 +318,7 @@ async fn accept_one(
         }
     };
     let (stream, local, alive) = timeout(OPEN_WITHIN, opening).await.map_err(|_| StreamError::Timeout)??;
+    let local = Counted { stream: local, carried };
     pump(stream, local, alive).await.map_err(socket_error("go on between", "a source and this host"))
 }
 
@@ -310,6 +328,7 @@ struct Route {
     name: ServerName<'static>,
     destination: Destination,
     failure: Arc<Mutex<Option<String>>>,
+    carried: Carried,
 }
 
 async fn send_all(listener: UnixListener, channel: Channel, route: Arc<Route>, alive: watch::Receiver<()>) {
@@ -325,6 +344,7 @@ async fn send_all(listener: UnixListener, channel: Channel, route: Arc<Route>, a
         tokio::spawn(async move {
             match timeout(OPEN_WITHIN, route.open(channel)).await.unwrap_or(Err(StreamError::Timeout)) {
                 Ok(stream) => {
+                    let local = Counted { stream: local, carried: route.carried.clone() };
                     if let Err(error) = pump(stream, local, alive).await {
                         route.fail(channel, &format!("the stream broke: {error}"));
                     }
@@ -377,7 +397,7 @@ fn prepare_tcp(stream: &TcpStream) -> Result<(), StreamError> {
 }
 
 /// Carries bytes both ways until both sides have ended, one breaks, or the session is over.
-async fn pump<S>(mut stream: S, mut local: UnixStream, alive: watch::Receiver<()>) -> io::Result<()>
+async fn pump<S>(mut stream: S, mut local: Counted, alive: watch::Receiver<()>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -386,6 +406,47 @@ where
             carried.map(drop)
         }
         () = ended(alive) => Ok(()),
+    }
+}
+
+/// This host's end of a stream: what is read from it is sent to the peer.
+struct Counted {
+    stream: UnixStream,
+    carried: Carried,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let answer = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.carried.sent.inc_by((buffer.filled().len() - before) as u64);
+        answer
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let answer = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if let Poll::Ready(Ok(written)) = answer {
+            self.carried.received.inc_by(written as u64);
+        }
+        answer
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

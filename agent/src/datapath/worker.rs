@@ -119,7 +119,8 @@ struct Reporter {
 
 impl Reporter {
     fn open(descriptor: Option<u32>) -> io::Result<Self> {
-        let open = |number| OpenOptions::new().write(true).open(format!("/proc/self/fd/{number}"));
+        // Opened anew, not taken over: at its end, where it is a file.
+        let open = |number| OpenOptions::new().append(true).open(format!("/proc/self/fd/{number}"));
         Ok(Self { pipe: descriptor.map(open).transpose()?, last: None })
     }
 

@@ -26,7 +26,7 @@ fn hosts() -> [Host; 2] {
             folder: folder.path().join("migrations"),
         };
         let hypervisor = Arc::new(Fake::new(peers.clone()));
-        let migrations = Migrations::new(settings, hypervisor.clone());
+        let migrations = Migrations::new(settings, hypervisor.clone(), &Registry::new()).unwrap();
         Host { hypervisor, migrations, folder }
     })
 }

@@ -2,6 +2,7 @@
 
 use super::{Gate, StorageError};
 use crate::config_drive;
+use crate::datapath::copy::CopyReport;
 use crate::datapath::worker::{CopyOrder, Worker};
 use crate::hypervisor::Cancel;
 use godwit_protocol::error::ErrorKind;
@@ -12,6 +13,7 @@ use godwit_protocol::instance::InstanceSpec;
 use godwit_protocol::operation::Progress;
 use godwit_protocol::request::DiskRequest;
 use nix::sys::statvfs::statvfs;
+use prometheus::{IntCounterVec, Opts, Registry};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -78,12 +80,30 @@ pub struct Pool {
     path: PathBuf,
     gate: Gate,
     worker: Worker,
+    copies: IntCounterVec,
+    copied_bytes: IntCounterVec,
 }
 
 impl Pool {
-    /// The pool at `path`. Nothing is touched yet.
-    pub fn new(path: PathBuf) -> Self {
-        Self { path, gate: Gate::default(), worker: Worker::default() }
+    /// The pool at `path`, its copies counted in `registry`. Nothing is touched yet.
+    ///
+    /// # Errors
+    /// When `registry` holds such metrics already.
+    pub fn new(path: PathBuf, registry: &Registry) -> Result<Self, prometheus::Error> {
+        let by_method = |name, help| {
+            let counter = IntCounterVec::new(Opts::new(name, help), &["method"])?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let copies = "Disks copied, by method (reflink, direct, buffered).";
+        let bytes = "Bytes of data that disk copies wrote, holes and shared blocks not counted, by method.";
+        Ok(Self {
+            path,
+            gate: Gate::default(),
+            worker: Worker::default(),
+            copies: by_method("godwit_disk_copies_total", copies)?,
+            copied_bytes: by_method("godwit_disk_copy_bytes_total", bytes)?,
+        })
     }
 
     /// The same pool with another program as its worker.
@@ -172,11 +192,20 @@ impl Pool {
             let mut report = |done_bytes, total_bytes| progress(Progress::Copy { done_bytes, total_bytes });
             self.worker.copy(&order, &mut report, cancel).map_err(|error| self.explain(error, request))
         });
-        if copied.is_err() {
-            let path = paths.clone();
-            self.touch(PATIENCE, move || abandon_disk(&path))?;
+        match &copied {
+            Ok(report) => self.count(report),
+            Err(_) => {
+                let cancelled = cancel.is_cancelled();
+                self.touch(PATIENCE, move || abandon_disk(&paths, cancelled))?;
+            }
         }
         copied.map(|_| format)
+    }
+
+    fn count(&self, report: &CopyReport) {
+        let method = [report.method.as_str()];
+        self.copies.with_label_values(&method).inc();
+        self.copied_bytes.with_label_values(&method).inc_by(report.data_bytes);
     }
 
     fn check_space(&self, request: &DiskRequest) -> Result<(), StorageError> {
@@ -281,8 +310,12 @@ fn create_folder(folder: &Path) -> Result<(), StorageError> {
 }
 
 /// Removes what an attempt left; a folder that holds more stays.
-fn abandon_disk(paths: &InstancePaths) -> Result<(), StorageError> {
+fn abandon_disk(paths: &InstancePaths, cancelled: bool) -> Result<(), StorageError> {
     remove_file(&partial(&paths.disk))?;
+    if cancelled {
+        // The worker may have finished just as it was given up; there was no disk before.
+        remove_file(&paths.disk)?;
+    }
     match fs::remove_dir(&paths.folder) {
         Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::ENOENT)) => {
             Err(io_error("remove", &paths.folder)(error))
@@ -310,6 +343,7 @@ fn delete(paths: &InstancePaths) -> Result<(), StorageError> {
     for path in paths.all() {
         remove_file(&path)?;
     }
+    remove_old_consoles(paths)?;
     match fs::remove_dir(&paths.folder) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -318,6 +352,20 @@ fn delete(paths: &InstancePaths) -> Result<(), StorageError> {
         }
         Err(error) => Err(io_error("remove", &paths.folder)(error)),
     }
+}
+
+/// Where libvirt's log daemon writes the console, it keeps older parts as `console.log.0` and so on.
+fn remove_old_consoles(paths: &InstancePaths) -> Result<(), StorageError> {
+    let entries = fs::read_dir(&paths.folder).map_err(io_error("read", &paths.folder))?;
+    for entry in entries {
+        let path = entry.map_err(io_error("read", &paths.folder))?.path();
+        let number = path.extension().and_then(|number| number.to_str());
+        let numbered = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+        if numbered && path.with_extension("") == paths.console {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {

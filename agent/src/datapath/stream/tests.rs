@@ -21,6 +21,11 @@ pub(crate) fn identity(ca: &Ca, host: HostId) -> Identity {
     Identity::from_pem(&leaf.pem(), &key.serialize_pem(), &ca.pem()).unwrap()
 }
 
+fn carried() -> Carried {
+    let counter = |name| IntCounter::new(name, "bytes").unwrap();
+    Carried { sent: counter("sent"), received: counter("received") }
+}
+
 struct Pair {
     folder: tempfile::TempDir,
     target_host: HostId,
@@ -35,8 +40,8 @@ impl Pair {
         Self {
             folder: tempfile::tempdir().unwrap(),
             target_host,
-            source: Streams::start(&identity(ca_of_source, HostId::random()), listen).unwrap(),
-            target: Streams::start(&identity(ca_of_target, target_host), listen).unwrap(),
+            source: Streams::start(&identity(ca_of_source, HostId::random()), listen, carried()).unwrap(),
+            target: Streams::start(&identity(ca_of_target, target_host), listen, carried()).unwrap(),
         }
     }
 
@@ -89,6 +94,9 @@ fn bytes_arrive_both_ways_and_each_end_closes_on_its_own() {
     let bytes: Vec<u8> = (0..3_000_001_u32).map(|n| (n >> 7) as u8).collect();
     assert!(pair.read_to_end(&bytes) == bytes);
     echo.join().unwrap();
+    for carried in [&pair.source.carried, &pair.target.carried] {
+        assert_eq!((carried.sent.get(), carried.received.get()), (3_000_001, 3_000_001));
+    }
 }
 
 #[test]

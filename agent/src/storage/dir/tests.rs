@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 fn pool() -> (tempfile::TempDir, Pool) {
     let folder = tempfile::tempdir().unwrap();
-    let pool = Pool::new(folder.path().to_owned());
+    let pool = Pool::new(folder.path().to_owned(), &Registry::new()).unwrap();
     (folder, pool)
 }
 
@@ -33,6 +33,7 @@ fn deleting_removes_what_is_ours_and_repeats() {
     for path in paths.all() {
         fs::write(path, b"x").unwrap();
     }
+    fs::write(paths.folder.join("console.log.0"), b"x").unwrap();
     pool.delete_disk(instance).unwrap();
     assert!(!paths.folder.exists());
     pool.delete_disk(instance).unwrap();
@@ -61,7 +62,8 @@ fn deleting_follows_no_link_and_leaves_foreign_files() {
 
 #[test]
 fn a_pool_that_is_not_there_is_reported_unreachable() {
-    let report = Pool::new("/nonexistent/pool".into()).report(Duration::from_secs(5));
+    let report =
+        Pool::new("/nonexistent/pool".into(), &Registry::new()).unwrap().report(Duration::from_secs(5));
     assert!(!report.reachable);
     assert_eq!(report.total_bytes, 0);
     let (_folder, pool) = pool();
