@@ -67,6 +67,10 @@ fn explain(cloud: &Cloud, error: &ureq::Error) -> (String, String) {
     }
     let running = "Check that the coordinator runs and that auth_url is its address.".to_owned();
     match error {
+        ureq::Error::Protocol(source) => (
+            format!("it does not speak HTTP ({source})"),
+            "Check the port, and whether auth_url should start with https://.".into(),
+        ),
         ureq::Error::HostNotFound => ("the host name is unknown".into(), "Check auth_url.".into()),
         ureq::Error::Timeout(_) => ("no answer in time".into(), running),
         ureq::Error::Io(source) if source.kind() == io::ErrorKind::ConnectionRefused => {

@@ -77,6 +77,25 @@ fn a_coordinator_that_is_away_is_4_and_says_which_file_named_it() {
 }
 
 #[test]
+fn a_port_that_does_not_speak_http_is_4_and_says_to_try_https() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/identity/v3", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // A TLS alert, as a server answers to what is no handshake; the login is read before, not reset.
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, 50]);
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let variables =
+        [("OS_AUTH_URL", url.as_str()), ("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_PROJECT_NAME", "q")];
+    let plain = run(folder.path(), &variables, &["server", "list"]);
+    assert_eq!(plain.code, 4);
+    assert!(plain.stderr.contains("https://"), "{}", plain.stderr);
+}
+
+#[test]
 fn no_cloud_at_all_is_4_and_says_how_to_name_one() {
     let folder = tempfile::tempdir().unwrap();
     let lost =
