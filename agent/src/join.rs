@@ -70,7 +70,7 @@ pub enum JoinError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The token is not taken.
-    #[error("the coordinator refuses the token: {0}; make a new token and join with that")]
+    #[error("the coordinator refuses the token: {0}")]
     Refused(String),
     /// Another answer than expected.
     #[error("the coordinator answers with HTTP status {status}: {message}")]
