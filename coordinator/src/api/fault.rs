@@ -2,8 +2,7 @@
 
 use crate::api::Service;
 use crate::error::Error;
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use std::borrow::Cow;
@@ -96,12 +95,8 @@ impl Fault {
             Service::Placement => json!({ "errors": [{
                 "status": code, "title": self.title(), "detail": message, "code": "placement.undefined_code",
             }] }),
-            Service::Operator => json!({ "error": { "code": code, "message": message } }),
-            Service::Image => {
-                let mut headers = HeaderMap::new();
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=UTF-8"));
-                return (self.status, headers, message.clone()).into_response();
-            }
+            // Glance answers with a page of HTML; both image clients show a message in JSON whole and unadorned.
+            Service::Image | Service::Operator => json!({ "error": { "code": code, "message": message } }),
         };
         (self.status, axum::Json(body)).into_response()
     }
@@ -204,11 +199,11 @@ mod tests {
                 Service::Identity,
                 json!({ "error": { "code": 404, "message": message, "title": "Not Found" } }),
             ),
+            (Service::Image, json!({ "error": { "code": 404, "message": message } })),
             (Service::Operator, json!({ "error": { "code": 404, "message": message } })),
         ] {
             let (status, text) = body(fault(), service).await;
             assert_eq!((status, json(&text)), (StatusCode::NOT_FOUND, expected));
         }
-        assert_eq!(body(fault(), Service::Image).await, (StatusCode::NOT_FOUND, message.to_owned()));
     }
 }
