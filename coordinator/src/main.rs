@@ -158,6 +158,8 @@ async fn run(dir: &Path) -> Result<(), MainError> {
     let ca = Ca::open(dir)?;
     let server_pem = server_certificate(dir, &ca, &config)?;
     let identity = Identity::from_pem(&server_pem, &server_pem, ca.pem())?;
+    // The CA goes along: a host that joins knows nothing of it but its hash.
+    let chain_pem = format!("{server_pem}{}", ca.pem());
     let app: Shared = Arc::new(App {
         ledger: Ledger::open(&dir.join("state.db"))?,
         agents: Agents::default(),
@@ -173,7 +175,7 @@ async fn run(dir: &Path) -> Result<(), MainError> {
     metrics::register(&app, &registry)?;
     let router = api::router(app.clone(), Requests::new(&registry)?);
     let mut server = Server::default();
-    server.serve_tls(router.clone(), app.config.listen, &server_pem, &server_pem).await?;
+    server.serve_tls(router.clone(), app.config.listen, &chain_pem, &server_pem).await?;
     if let Some(address) = &app.config.plain_listen {
         server.serve_plain(router, address).await?;
     }
