@@ -4,6 +4,7 @@
 //! where `setup` has not yet installed what the daemons need.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod command;
 mod demo;
 mod oracle;
@@ -25,6 +26,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure Godwit and its peers side by side
+    Bench(bench::Arguments),
     /// Show Godwit's main job on three hosts of this machine
     Demo(demo::Arguments),
     /// Answer placement and topology questions with Godwit's own code
@@ -39,6 +42,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
+        Task::Bench(arguments) => bench::run(&arguments).map_err(Into::into),
         Task::Demo(arguments) => demo::run(&arguments).map_err(Into::into),
         Task::Oracle(arguments) => oracle::run(&arguments).map_err(Into::into),
         Task::Setup(arguments) => setup::run(&arguments).map_err(Into::into),

@@ -17,7 +17,7 @@ use packages::Package;
 pub(crate) struct Arguments {
     /// Only report what is missing; exit code 1 if anything is
     #[arg(long)]
-    check: bool,
+    pub(crate) check: bool,
     /// Also what the benchmarks compare Godwit with
     #[arg(long)]
     pub(crate) bench: bool,

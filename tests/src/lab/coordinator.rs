@@ -13,6 +13,7 @@ use super::namespace::line;
 pub const URL: &str = "https://198.18.0.1:8774";
 
 const DAEMON: &str = "godwit-coordinator";
+/// Where it listens for users.
 const PORT: u16 = 8774;
 
 /// The coordinator on its host c0.
@@ -55,13 +56,12 @@ impl Coordinator {
 
     /// Waits until it listens for users; fails at once when it has ended.
     pub fn wait_until_listening(&self) -> Result<(), LabError> {
-        let init = self.host.init_process()?;
         self.host.until("the coordinator's listening", 30, || {
             if self.process()?.is_none() {
                 let message = format!("{DAEMON} ended:\n{}", self.host.log_tail(DAEMON, 20));
                 return Err(LabError::Host { host: self.host.name().to_owned(), message });
             }
-            Ok(listens(init, PORT))
+            self.host.listens(PORT)
         })
     }
 
@@ -147,16 +147,4 @@ impl Coordinator {
             Err(LabError::NotBuilt { path })
         }
     }
-}
-
-/// Whether something listens on a TCP port in the network namespace of `process` (proc_net_tcp(5)).
-fn listens(process: i32, port: u16) -> bool {
-    let wanted = format!(":{port:04X}");
-    ["tcp", "tcp6"].iter().any(|kind| {
-        let table = std::fs::read_to_string(format!("/proc/{process}/net/{kind}")).unwrap_or_default();
-        table.lines().any(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            matches!(fields.as_slice(), [_, local, _, "0A", ..] if local.ends_with(&wanted))
-        })
-    })
 }

@@ -227,6 +227,26 @@ impl Host {
         Ok(())
     }
 
+    /// What proc(5) says of a daemon ("godwit-agent", "godwit-coordinator", "libvirtd"), as a folder to read from
+    /// outside; none when it does not run.
+    pub fn proc_folder(&self, daemon: &str) -> Result<Option<PathBuf>, LabError> {
+        let root = Path::new("/proc").join(self.init_process()?.to_string()).join("root/proc");
+        Ok(self.process_of(daemon)?.map(|process| root.join(process.to_string())))
+    }
+
+    /// Whether something in the host listens on a TCP port (proc_net_tcp(5)).
+    pub fn listens(&self, port: u16) -> Result<bool, LabError> {
+        let folder = Path::new("/proc").join(self.init_process()?.to_string()).join("net");
+        let wanted = format!(":{port:04X}");
+        Ok(["tcp", "tcp6"].iter().any(|kind| {
+            let table = fs::read_to_string(folder.join(kind)).unwrap_or_default();
+            table.lines().any(|line| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                matches!(fields.as_slice(), [_, local, _, "0A", ..] if local.ends_with(&wanted))
+            })
+        }))
+    }
+
     /// The end of a daemon's log, for a message: at most `lines` lines.
     pub fn log_tail(&self, daemon: &str, lines: usize) -> String {
         let text = fs::read_to_string(self.log_file(daemon)).unwrap_or_default();
@@ -264,6 +284,15 @@ impl Host {
             Reply::Process(process) => Ok(process),
             other => Err(LabError::Host { host: self.name.clone(), message: format!("answered {other:?}") }),
         }
+    }
+
+    /// Looks at `condition` until it holds, half a minute at most.
+    pub fn wait(
+        &self,
+        what: &str,
+        condition: impl FnMut() -> Result<bool, LabError>,
+    ) -> Result<(), LabError> {
+        self.until(what, 30, condition)
     }
 
     pub(super) fn until(
