@@ -232,6 +232,9 @@ fn place(cells: Option<CellPair>) -> String {
     cells.map_or_else(String::new, |pair| format!("guest cell {} on cell {}: ", pair.guest, pair.host))
 }
 
+/// Up to so many hosts a refusal's text names each.
+const NAMED_HOSTS: usize = 8;
+
 /// Why no host can take the instance: every host with its reason, in the order the hosts were given.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub struct Refusal {
@@ -240,7 +243,8 @@ pub struct Refusal {
 }
 
 impl fmt::Display for Refusal {
-    /// One line for a fault message: how many hosts failed which rule, and the nearest miss in full.
+    /// For a fault message: every host with its rule, need against have. A large fleet is summed up instead: how
+    /// many hosts failed which rule, and the nearest miss in full.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rules: Vec<Rule> = self.hosts.iter().map(|refusal| refusal.shortfall.rule).collect();
         rules.sort_unstable();
@@ -248,6 +252,10 @@ impl fmt::Display for Refusal {
             return f.write_str("no host can take the instance: there are no hosts");
         };
         write!(f, "none of {} hosts can take the instance: ", self.hosts.len())?;
+        if self.hosts.len() <= NAMED_HOSTS {
+            let reasons: Vec<String> = self.hosts.iter().map(ToString::to_string).collect();
+            return f.write_str(&reasons.join("; "));
+        }
         for (index, same) in rules.chunk_by(|a, b| a == b).enumerate() {
             let separator = if index == 0 { "" } else { ", " };
             write!(f, "{separator}{} on {}", same[0], same.len())?;

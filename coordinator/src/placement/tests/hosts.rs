@@ -137,9 +137,14 @@ fn a_refusal_explains_every_host() {
     let refusal = try_place(&hosts, &request(2, 64, &[("hw:cpu_policy", "dedicated")])).unwrap_err();
     let names: Vec<_> = refusal.hosts.iter().map(|host| host.name.as_str()).collect();
     assert_eq!(names, ["h1", "h2", "h3"]);
+    let text = refusal.to_string();
+    for host in &refusal.hosts {
+        assert!(text.contains(&host.to_string()), "{host} in {text}");
+    }
+    let fleet = Refusal { hosts: vec![refusal.hosts.clone(); 4].concat() };
     assert_eq!(
-        refusal.to_string(),
-        "none of 3 hosts can take the instance: host_lost on 1, cpu_dedicated_free on 2; nearest: h2: guest cell \
+        fleet.to_string(),
+        "none of 12 hosts can take the instance: host_lost on 4, cpu_dedicated_free on 8; nearest: h2: guest cell \
          0 on cell 0: not enough free dedicated CPUs in the cell (cpu_dedicated_free): needs 2 CPUs, has 1 CPUs"
     );
     let nobody = try_place(&[], &request(1, 64, &[])).unwrap_err();
