@@ -151,9 +151,9 @@ fn show(lab: &Lab, image: &std::path::Path, started: Instant) -> Result<Facts, D
     facts.guests_ping = true;
     stage.metrics(&one.host)?;
 
-    stage.act("Server one moves to the free host while h3 pings it every 10 ms");
+    stage.act("Server one moves to the other server's host while h3 pings it every 10 ms");
     let pings = ping::start(&probe, &one.address)?;
-    let migration = stage.migrate("one");
+    let migration = stage.migrate("one", &two.host);
     // The pings run on for a moment, so that what the move left behind would show.
     std::thread::sleep(std::time::Duration::from_secs(1));
     let heard = pings.finish()?;
@@ -161,7 +161,7 @@ fn show(lab: &Lab, image: &std::path::Path, started: Instant) -> Result<Facts, D
     facts.at("migrated", started);
     println!("{}", facts.migration_line());
     let moved = stage.server("one")?;
-    if moved.host == one.host || moved.address != one.address {
+    if moved.host != two.host || moved.address != one.address {
         return Err(DemoError::Unexpected(format!("server one is on {} at {}", moved.host, moved.address)));
     }
     stage.run(&["server", "list"])?;

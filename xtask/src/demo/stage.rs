@@ -129,9 +129,9 @@ impl<'a> Stage<'a> {
         self.lab.coordinator().host().file("run").join(inside).to_string_lossy().into_owned()
     }
 
-    /// Live-migrates a server; returns the operator API's record of the migration.
-    pub(super) fn migrate(&self, name: &str) -> Result<Value, DemoError> {
-        let arguments = ["server", "migrate", name, "--wait"];
+    /// Live-migrates a server to a host; returns the operator API's record of the migration.
+    pub(super) fn migrate(&self, name: &str, host: &str) -> Result<Value, DemoError> {
+        let arguments = ["server", "migrate", name, "--host", host, "--wait"];
         show(&arguments);
         Ok(self.lab.coordinator().cli_json(&arguments)?)
     }
