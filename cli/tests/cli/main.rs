@@ -2,4 +2,5 @@
 
 mod commands;
 mod exit_codes;
+mod images;
 mod support;
