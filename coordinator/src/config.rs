@@ -150,7 +150,7 @@ impl Config {
             return value("pool", self.pool.display().to_string(), "an absolute path, the same on all hosts");
         }
         let Overcommit { cpu, memory } = self.overcommit;
-        if !(cpu >= 1.0 && cpu <= 1000.0 && memory >= 1.0 && memory <= 1000.0) {
+        if ![cpu, memory].iter().all(|ratio| (1.0..=1000.0).contains(ratio)) {
             return value("overcommit", format!("{cpu}, {memory}"), "ratios from 1.0 to 1000.0");
         }
         if !(100..=60_000).contains(&self.heartbeat_ms) {

@@ -14,9 +14,14 @@ use axum::http::request::Parts;
 use godwit_protocol::id::{ProjectId, UserId};
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Largest body of a request that is no image, in bytes.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// Such a body must be there this fast.
+const BODY: Duration = Duration::from_secs(30);
 
 /// A good token, whatever its scope.
 #[derive(Clone, Debug)]
@@ -219,14 +224,15 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
     type Rejection = Fault;
 
     async fn from_request(request: Request, app: &Shared) -> Answer<Self> {
-        let bytes =
-            Bytes::from_request(request, app).await.map_err(|rejection| match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Fault::new(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    format!("The request's body is over the limit of {MAX_BODY_BYTES} bytes."),
-                ),
-                _ => Fault::bad_request("The request's body broke off."),
-            })?;
+        let arrived = timeout(BODY, Bytes::from_request(request, app)).await;
+        let arrived = arrived.map_err(|_| Fault::of_status(StatusCode::REQUEST_TIMEOUT))?;
+        let bytes = arrived.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Fault::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("The request's body is over the limit of {MAX_BODY_BYTES} bytes."),
+            ),
+            _ => Fault::bad_request("The request's body broke off."),
+        })?;
         let read = serde_json::from_slice(&bytes);
         read.map(Self)
             .map_err(|error| Fault::bad_request(format!("The request's body does not read: {error}.")))

@@ -6,11 +6,11 @@ use crate::api::fault::Answer;
 use crate::app::Shared;
 use crate::config::Config;
 use crate::error::Error;
-use crate::fleet::host::{Host, JoinToken};
-use crate::fleet::{Change, Fleet};
+use crate::fleet::Fleet;
+use crate::fleet::host::Host;
 use crate::ledger::now;
 use crate::liveness::Liveness;
-use crate::reconcile;
+use crate::{reconcile, verbs};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -125,11 +125,7 @@ pub(super) async fn update(
 ) -> Answer<Json<Value>> {
     caller.require_admin()?;
     app.ledger
-        .change(|fleet| {
-            let host = find(fleet, &key)?.clone();
-            let disabled_reason = update.reason.filter(|_| !update.enabled);
-            Ok::<_, Error>((vec![Host { enabled: update.enabled, disabled_reason, ..host }.into()], ()))
-        })
+        .change(|fleet| verbs::host::set_enabled(fleet, find(fleet, &key)?.id, update.enabled, update.reason))
         .await?;
     let host = app.ledger.read(|fleet| find(fleet, &key).map(|host| whole(fleet, &app.config, host)))?;
     Ok(Json(json!({ "host": host })))
@@ -145,54 +141,13 @@ pub(super) async fn remove(
     let host = app
         .ledger
         .change(|fleet| {
-            let host = find(fleet, &key)?;
-            may_go(fleet, &app.config, host)?;
-            let mut changes = vec![Change::gone(host)];
-            // Its join token is of no more use; new ones are not stopped by it.
-            changes.extend(
-                fleet
-                    .join_tokens
-                    .values()
-                    .filter(|t: &&JoinToken| t.used_by == Some(host.id))
-                    .map(Change::gone),
-            );
-            Ok::<_, Error>((changes, host.id))
+            let id = find(fleet, &key)?.id;
+            let lost = reconcile::liveness(fleet, id, app.config.heartbeat_ms, now()) == Liveness::Lost;
+            verbs::host::remove(fleet, id, lost).map(|(changes, ())| (changes, id))
         })
         .await?;
     app.ledger.observe(|fleet| fleet.observed.remove(&host));
     app.agents.disconnect(host);
     tracing::info!(%host, "a host is removed");
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// Nothing of ours may be left on a host that is forgotten: nobody would know of it.
-fn may_go(fleet: &Fleet, config: &Config, host: &Host) -> Result<(), Error> {
-    let name = &host.name;
-    let here = fleet.instances.values().filter(|i| i.host == Some(host.id)).count();
-    if here > 0 {
-        return Err(Error::Conflict(format!(
-            "Host {name} has {here} servers; delete them or migrate them away first."
-        )));
-    }
-    let moving = |m: &&crate::fleet::migration::Migration| {
-        m.status.is_running() && (m.source == host.id || m.target == Some(host.id))
-    };
-    if let Some(migration) = fleet.migrations.values().find(moving) {
-        return Err(Error::Conflict(format!(
-            "Host {name} takes part in migration {}; wait for it.",
-            migration.number
-        )));
-    }
-    let bound = fleet.ports.values().find(|p| p.host == Some(host.id) || p.target_host == Some(host.id));
-    if let Some(port) = bound {
-        return Err(Error::Conflict(format!("Port {} is bound to host {name}; delete it first.", port.id)));
-    }
-    let runs = fleet.observed.get(&host.id).and_then(|o| o.report.as_ref()).map_or(0, |r| r.instances.len());
-    let there = reconcile::liveness(fleet, host.id, config.heartbeat_ms, now()) != Liveness::Lost;
-    if there && runs > 0 {
-        return Err(Error::Conflict(format!(
-            "Host {name} still reports {runs} instances; wait until they are gone."
-        )));
-    }
-    Ok(())
 }

@@ -90,7 +90,7 @@ async fn every_route_is_described_and_every_description_has_a_route() {
     assert_eq!(served, paths.keys().map(String::as_str).collect());
     let api = Api::new().await;
     for (path, methods) in paths {
-        let url = path.replace('{', "").replace('}', "");
+        let url = path.replace(['{', '}'], "");
         for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
             let has = methods.get(method.as_str().to_lowercase()).is_some();
             let answer = ask(&api, As::Admin, method.clone(), &url, json!({})).await;
