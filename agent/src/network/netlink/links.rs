@@ -5,9 +5,9 @@ use super::socket::{Conversation, KernelError};
 use crate::network::NetworkError;
 use godwit_protocol::host::Underlay;
 use godwit_protocol::network::{NetworkWanted, bridge_name, vxlan_name};
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVxlan,
     LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };

@@ -1,13 +1,18 @@
-//! A conversation with the kernel about links: one request, then its answers, blocking.
+//! A conversation with the kernel about links: one request, then its answers, blocking. rtnetlink is asynchronous,
+//! and [`super::HostNetwork`] is not: its connection lives on a thread of its own, which callers wait for.
 
-use netlink_packet_core::{
+use futures_util::StreamExt;
+use rtnetlink::packet_core::{
     ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::AsyncSocket;
+use rtnetlink::{Handle, new_connection};
 use std::fmt;
 use std::io;
+use std::sync::mpsc;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// The kernel's refusal.
 #[derive(Debug)]
@@ -65,27 +70,50 @@ impl KernelError {
     }
 }
 
-/// A socket of the network namespace in which it was made.
+/// A request, and where its answers go.
+struct Question {
+    message: NetlinkMessage<RouteNetlinkMessage>,
+    answers: mpsc::SyncSender<Vec<NetlinkMessage<RouteNetlinkMessage>>>,
+}
+
+/// A connection to the kernel of the network namespace in which it was made.
 pub(super) struct Conversation {
-    socket: Socket,
-    sequence: u32,
+    // One question waits at a time, so the channel holds one at most. The thread ends with the sender.
+    questions: UnboundedSender<Question>,
 }
 
 impl Conversation {
     pub(super) fn open() -> Result<Self, KernelError> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.set_ext_ack(true)?;
-        socket.set_cap_ack(true)?;
-        // Without it, filters of a dump are ignored rather than applied or refused.
-        socket.set_netlink_get_strict_chk(true)?;
-        Ok(Self { socket, sequence: 0 })
+        let (questions, mut asked) = tokio::sync::mpsc::unbounded_channel::<Question>();
+        let (opened, result) = mpsc::sync_channel(1);
+        // A new thread is in the namespace of the one that starts it.
+        std::thread::Builder::new().name("netlink".into()).spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(opened.send(Err(error))),
+            };
+            runtime.block_on(async {
+                let mut handle = match connect() {
+                    Ok(handle) => handle,
+                    Err(error) => return drop(opened.send(Err(error))),
+                };
+                let _ = opened.send(Ok(()));
+                while let Some(question) = asked.recv().await {
+                    let answers = match handle.request(question.message) {
+                        Ok(answers) => answers.collect().await,
+                        Err(_) => Vec::new(),
+                    };
+                    let _ = question.answers.send(answers);
+                }
+            });
+        })?;
+        result.recv().map_err(|_| gone())??;
+        Ok(Self { questions })
     }
 
     /// Asks for a change.
     pub(super) fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), KernelError> {
-        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
-        self.receive(|_| {}).map(|_| ())
+        self.ask(message, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
     }
 
     /// Asks for one object.
@@ -93,10 +121,7 @@ impl Conversation {
         &mut self,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
-        self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
-        let mut answers = Vec::new();
-        self.receive(|answer| answers.push(answer))?;
-        Ok(answers)
+        Ok(self.ask(message, NLM_F_REQUEST | NLM_F_ACK)?.objects)
     }
 
     /// Asks for all objects of a kind, again if they changed meanwhile.
@@ -106,67 +131,64 @@ impl Conversation {
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
         const ATTEMPTS: u32 = 10;
         for _ in 0..ATTEMPTS {
-            self.send(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
-            let mut answers = Vec::new();
-            if self.receive(|answer| answers.push(answer))? {
-                return Ok(answers);
+            let answer = self.ask(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            if answer.is_consistent {
+                return Ok(answer.objects);
             }
         }
         Err(KernelError::malformed("what was asked for changed while it was read, ten times in a row"))
     }
 
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), KernelError> {
-        self.sequence = self.sequence.wrapping_add(1);
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Answer, KernelError> {
         let mut header = NetlinkHeader::default();
         header.flags = flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
-        Ok(())
+        let message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        let (answers, answered) = mpsc::sync_channel(1);
+        self.questions.send(Question { message, answers }).map_err(|_| gone())?;
+        Answer::read(answered.recv().map_err(|_| gone())?)
     }
+}
 
-    /// Reads answers to the last request until its end. `false`: they are not consistent with each other.
-    fn receive(&mut self, mut take: impl FnMut(RouteNetlinkMessage)) -> Result<bool, KernelError> {
-        let mut consistent = true;
-        loop {
-            let (datagram, sender) = self.socket.recv_from_full()?;
-            if sender.port_number() != 0 {
-                continue;
-            }
-            let mut rest = datagram.as_slice();
-            while let Some(length) = rest.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes) as usize) {
-                let Some(bytes) = rest.get(..length).filter(|bytes| bytes.len() >= 16) else {
-                    return Err(KernelError::malformed("a message that is longer than its datagram"));
-                };
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-                if u32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) != self.sequence {
-                    // The rest of an answer that was given up.
-                    continue;
+/// A socket whose errors carry the kernel's own words, served by a task of the runtime that runs here.
+fn connect() -> io::Result<Handle> {
+    let (mut connection, handle, _) = new_connection()?;
+    let socket = connection.socket_mut().socket_mut();
+    socket.set_ext_ack(true)?;
+    socket.set_cap_ack(true)?;
+    // Without it, filters of a dump are ignored rather than applied or refused.
+    socket.set_netlink_get_strict_chk(true)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+fn gone() -> KernelError {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the netlink thread has ended").into()
+}
+
+/// What the kernel said to one request.
+struct Answer {
+    objects: Vec<RouteNetlinkMessage>,
+    /// Whether the objects belong to one state.
+    is_consistent: bool,
+}
+
+impl Answer {
+    fn read(messages: Vec<NetlinkMessage<RouteNetlinkMessage>>) -> Result<Self, KernelError> {
+        let mut answer = Self { objects: Vec::new(), is_consistent: true };
+        for message in messages {
+            answer.is_consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
+            match message.payload {
+                NetlinkPayload::InnerMessage(object) => answer.objects.push(object),
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(KernelError::from_message(&error));
                 }
-                let message = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
-                    Ok(message) => message,
-                    Err(error) => {
-                        // One link of a kind that the library misreads must not hide all others.
-                        tracing::warn!(%error, "a message of the kernel is not understood and left out");
-                        continue;
-                    }
-                };
-                consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
-                match message.payload {
-                    NetlinkPayload::InnerMessage(answer) => take(answer),
-                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(consistent),
-                    NetlinkPayload::Error(error) => return Err(KernelError::from_message(&error)),
-                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(consistent),
-                    NetlinkPayload::Done(done) => {
-                        return Err(io::Error::from_raw_os_error(done.code.saturating_neg()).into());
-                    }
-                    NetlinkPayload::Overrun(_) => return Err(KernelError::malformed("an overrun")),
-                    _ => {}
+                NetlinkPayload::Done(done) if done.code != 0 => {
+                    return Err(io::Error::from_raw_os_error(done.code.saturating_neg()).into());
                 }
+                NetlinkPayload::Overrun(_) => return Err(KernelError::malformed("an overrun")),
+                _ => {}
             }
         }
+        Ok(answer)
     }
 }
