@@ -202,14 +202,15 @@ impl Lab {
         Probe::attach(&self.keeper, host, port)
     }
 
-    /// Makes and starts the coordinator, lets all hosts join, starts their agents, and waits until all are up.
+    /// Makes and starts the coordinator, lets all hosts join, starts their agents, and waits until all are up and
+    /// have reported what they have.
     pub fn join_all(&self) -> Result<(), LabError> {
         self.coordinator.init()?;
         self.coordinator.start()?;
         self.on_agents(|host| self.join(host))?;
         let deadline = Duration::from_secs(60);
-        until("c0", "all hosts coming up", deadline, || {
-            Ok(self.coordinator.hosts_up()?.len() == self.hosts.len())
+        until("c0", "all hosts being ready", deadline, || {
+            Ok(self.coordinator.hosts_ready()?.len() == self.hosts.len())
         })?;
         self.set_baseline()
     }

@@ -132,11 +132,13 @@ impl Coordinator {
         })
     }
 
-    /// The names of the hosts that are up, as the coordinator sees it.
-    pub fn hosts_up(&self) -> Result<Vec<String>, LabError> {
+    /// The names of the hosts that are up and have said what they have, so that servers can be placed on them.
+    pub fn hosts_ready(&self) -> Result<Vec<String>, LabError> {
         let hosts = self.cli_json(&["host", "list"])?;
-        let up = hosts.as_array().into_iter().flatten().filter(|host| host["state"] == "up");
-        Ok(up.filter_map(|host| host["name"].as_str().map(str::to_owned)).collect())
+        let hosts = hosts.as_array().into_iter().flatten();
+        let ready = hosts
+            .filter(|host| host["state"] == "up" && host["vcpus"].as_u64().is_some_and(|vcpus| vcpus > 0));
+        Ok(ready.filter_map(|host| host["name"].as_str().map(str::to_owned)).collect())
     }
 
     fn program(&self, name: &str) -> Result<String, LabError> {
