@@ -72,9 +72,23 @@ pub(crate) fn target_folder() -> PathBuf {
         .unwrap_or_else(|| workspace().join("target"))
 }
 
-/// The cargo that started this program.
+/// The cargo that started this program, with an environment as if a person had started it.
+///
+/// Cargo tells this program of the package it is, and build scripts of others, ring's among them, run again when
+/// those variables change: each turn from `cargo build` to `cargo xtask` and back would compile half the
+/// dependencies anew.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if PACKAGE_VARIABLES.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     command
 }
+
+/// Beginnings of what cargo sets for a program that it runs (The Cargo Book, environment variables).
+const PACKAGE_VARIABLES: [&str; 6] =
+    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_NAME", "CARGO_BIN_", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
