@@ -151,20 +151,9 @@ impl Api {
         self.ask(As::Admin, Method::GET, path, &[], Value::Null).await
     }
 
-    /// GET as the administrator with compute's microversion `2.<minor>`.
-    pub(crate) async fn get_at(&self, minor: u32, path: &str) -> Answer {
-        let version = format!("compute 2.{minor}");
-        self.ask(As::Admin, Method::GET, path, &[("openstack-api-version", &version)], Value::Null).await
-    }
-
     /// POST as the administrator.
     pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.ask(As::Admin, Method::POST, path, &[], body).await
-    }
-
-    /// PUT as the administrator.
-    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
-        self.ask(As::Admin, Method::PUT, path, &[], body).await
     }
 
     /// DELETE as the administrator.

@@ -184,10 +184,11 @@ pub(super) async fn detail(State(app): State<Shared>, asked: Asked, params: Para
 
 /// The host of a path, by the kind of id that the request's version has.
 fn find<'a>(fleet: &'a Fleet, asked: &Asked, wanted: &str) -> Answer<&'a Host> {
-    let found = fleet.hosts.values().find(|host| match id(asked, host) {
-        Value::String(id) => id == wanted,
-        number => number.to_string() == wanted,
-    });
+    let found = if asked.since(53) {
+        wanted.parse().ok().and_then(|id: HostId| fleet.hosts.get(&id))
+    } else {
+        fleet.hosts.values().find(|host| wanted.parse() == Ok(host.number))
+    };
     found.ok_or_else(|| Fault::not_found("Hypervisor", wanted))
 }
 

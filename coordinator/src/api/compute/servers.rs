@@ -52,11 +52,14 @@ pub(super) fn point(params: &Params, key: &str) -> Answer<Option<Time>> {
         .map_err(|_| Fault::bad_request(format!("{key} must be a time such as 2026-01-31T12:00:00Z.")))
 }
 
-/// Whether a server passes a filter. An unknown key passes below 2.75 and is refused from there on, as clients
+/// Whether a server passes.
+type Filter = Box<dyn Fn(&Fleet, &Instance) -> bool>;
+
+/// One filter of a query. An unknown key passes below 2.75 and is refused from there on, as clients
 /// of each expect.
-fn filter(asked: &Asked, key: &str, value: &str) -> Answer<Box<dyn Fn(&Fleet, &Instance) -> bool>> {
+fn filter(asked: &Asked, key: &str, value: &str) -> Answer<Filter> {
     let text = value.to_owned();
-    let by_text = |read: fn(&Fleet, &Instance) -> String| -> Box<dyn Fn(&Fleet, &Instance) -> bool> {
+    let by_text = |read: fn(&Fleet, &Instance) -> String| -> Filter {
         Box::new(move |fleet, i| read(fleet, i) == text)
     };
     let host = |fleet: &Fleet, i: &Instance| {
@@ -157,7 +160,7 @@ fn select(fleet: &Fleet, asked: &Asked, params: &Params) -> Answer<Page<Instance
             && filters.iter().all(|filter| filter(fleet, i))
     };
     let mut found: Vec<Instance> = fleet.instances.values().filter(passes).cloned().collect();
-    found.sort_by(|a, b| (b.created_at, b.id).cmp(&(a.created_at, a.id)));
+    found.sort_by_key(|i| std::cmp::Reverse((i.created_at, i.id)));
     sort(&mut found, params)?;
     Page::cut(found, params, |i| i.id.to_string())
 }
@@ -256,16 +259,6 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The addresses without what only a server's own view tells.
-fn plain_addresses(fleet: &Fleet, instance: &Instance) -> Value {
-    let mut addresses = view::addresses(fleet, instance);
-    let lists = addresses.as_object_mut().into_iter().flat_map(|map| map.values_mut());
-    for address in lists.filter_map(Value::as_array_mut).flatten().filter_map(Value::as_object_mut) {
-        address.retain(|key, _| matches!(key.as_str(), "addr" | "version"));
-    }
-    addresses
-}
-
 /// GET /servers/{id}/ips.
 pub(super) async fn ips(
     State(app): State<Shared>,
@@ -273,7 +266,7 @@ pub(super) async fn ips(
     Path(id): Path<String>,
 ) -> Answer<Json<Value>> {
     let addresses =
-        app.ledger.read(|fleet| visible(fleet, &asked, &id).map(|i| plain_addresses(fleet, i)))?;
+        app.ledger.read(|fleet| visible(fleet, &asked, &id).map(|i| view::addresses(fleet, i, false)))?;
     Ok(Json(json!({ "addresses": addresses })))
 }
 
@@ -284,7 +277,7 @@ pub(super) async fn ips_of(
     Path((id, network)): Path<(String, String)>,
 ) -> Answer<Json<Value>> {
     let addresses =
-        app.ledger.read(|fleet| visible(fleet, &asked, &id).map(|i| plain_addresses(fleet, i)))?;
+        app.ledger.read(|fleet| visible(fleet, &asked, &id).map(|i| view::addresses(fleet, i, false)))?;
     match addresses.get(&network) {
         Some(list) => Ok(Json(json!({ network: list }))),
         None => {

@@ -1,12 +1,13 @@
 //! What projects used in a span of time, by the instances that still exist: the records of deleted ones are gone.
 
+use super::page::Page;
 use super::servers::point;
 use super::{Asked, fraction_text, view::vm_state};
 use crate::api::context::Params;
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
-use crate::fleet::Time;
 use crate::fleet::instance::Instance;
+use crate::fleet::{Fleet, Time};
 use crate::ledger::now;
 use axum::extract::{Path, State};
 use axum::response::Json;
@@ -70,19 +71,33 @@ fn total(project: &str, instances: &[&Instance], (start, end): (Time, Time), det
     view
 }
 
+/// The page of instances that ran in a span; clients ask for the next by the last one's id until nothing comes.
+fn page(
+    fleet: &Fleet,
+    asked: &Asked,
+    params: &Params,
+    (start, end): (Time, Time),
+    project: Option<ProjectId>,
+) -> Answer<Page<Instance>> {
+    let ran = |i: &&Instance| project.is_none_or(|p| i.project == p) && hours(i, start, end) > 0.0;
+    let all: Vec<Instance> = fleet.instances.values().filter(ran).cloned().collect();
+    let whole = Params::default();
+    Page::cut(all, if asked.since(40) { params } else { &whole }, |i| i.id.to_string())
+}
+
 /// GET /os-simple-tenant-usage.
 pub(super) async fn list(State(app): State<Shared>, asked: Asked, params: Params) -> Answer<Json<Value>> {
     asked.caller.require_admin()?;
     let span = span(&params)?;
     let detailed = params.flag("detailed")?.unwrap_or(false);
-    let views: Vec<Value> = app.ledger.read(|fleet| {
-        let mut projects: BTreeMap<ProjectId, Vec<&Instance>> = BTreeMap::new();
-        for instance in fleet.instances.values().filter(|i| hours(i, span.0, span.1) > 0.0) {
-            projects.entry(instance.project).or_default().push(instance);
-        }
-        projects.iter().map(|(project, own)| total(&project.to_string(), own, span, detailed)).collect()
-    });
-    Ok(Json(json!({ "tenant_usages": views })))
+    let page = app.ledger.read(|fleet| page(fleet, &asked, &params, span, None))?;
+    let mut projects: BTreeMap<ProjectId, Vec<&Instance>> = BTreeMap::new();
+    for instance in &page.items {
+        projects.entry(instance.project).or_default().push(instance);
+    }
+    let views =
+        projects.iter().map(|(project, own)| total(&project.to_string(), own, span, detailed)).collect();
+    Ok(Json(page.body(&asked, "tenant_usages", "/os-simple-tenant-usage", views)))
 }
 
 /// GET /os-simple-tenant-usage/{project}.
@@ -96,12 +111,11 @@ pub(super) async fn show(
         return Err(Fault::forbidden("Only an administrator may see another project's usage."));
     }
     let span = span(&params)?;
-    let view = app.ledger.read(|fleet| {
-        let id: Option<ProjectId> = project.parse().ok();
-        let own = |i: &&Instance| Some(i.project) == id && hours(i, span.0, span.1) > 0.0;
-        let own: Vec<&Instance> = fleet.instances.values().filter(own).collect();
-        // A project that used nothing has nothing to tell.
-        if own.is_empty() { json!({}) } else { total(&project, &own, span, true) }
-    });
-    Ok(Json(json!({ "tenant_usage": view })))
+    let id = project.parse().unwrap_or(ProjectId(uuid::Uuid::nil()));
+    let page = app.ledger.read(|fleet| page(fleet, &asked, &params, span, Some(id)))?;
+    let mut body = page.body(&asked, "tenant_usage", &format!("/os-simple-tenant-usage/{project}"), vec![]);
+    // A project that used nothing has nothing to tell.
+    let own: Vec<&Instance> = page.items.iter().collect();
+    body["tenant_usage"] = if own.is_empty() { json!({}) } else { total(&project, &own, span, true) };
+    Ok(Json(body))
 }

@@ -107,20 +107,20 @@ pub(super) fn brief(asked: &Asked, instance: &Instance) -> Value {
     json!({ "id": instance.id, "name": instance.name, "links": links(asked, instance) })
 }
 
-/// Addresses by network.
-pub(super) fn addresses(fleet: &Fleet, instance: &Instance) -> Value {
+/// Addresses by network; with their kind and MAC, or without.
+pub(super) fn addresses(fleet: &Fleet, instance: &Instance, extended: bool) -> Value {
     let mut networks: Map<String, Value> = Map::new();
     for port in fleet.ports_of(instance.id) {
         let Some(network) = fleet.networks.get(&port.network) else { continue };
         let list = networks.entry(network.name.clone()).or_insert_with(|| json!([]));
         let Some(list) = list.as_array_mut() else { continue };
         list.extend(port.fixed_ips.iter().map(|ip| {
-            json!({
-                "addr": ip.address,
-                "version": if ip.address.is_ipv4() { 4 } else { 6 },
-                "OS-EXT-IPS:type": "fixed",
-                "OS-EXT-IPS-MAC:mac_addr": port.mac.to_string(),
-            })
+            let mut view = json!({ "addr": ip.address, "version": if ip.address.is_ipv4() { 4 } else { 6 } });
+            if extended {
+                view["OS-EXT-IPS:type"] = "fixed".into();
+                view["OS-EXT-IPS-MAC:mac_addr"] = port.mac.to_string().into();
+            }
+            view
         }));
     }
     Value::Object(networks)
@@ -171,6 +171,7 @@ fn fault(asked: &Asked, fleet: &Fleet, instance: &Instance) -> Option<Value> {
 pub(super) fn server(app: &App, fleet: &Fleet, asked: &Asked, instance: &Instance, kind: Kind) -> Value {
     let host = instance.host.and_then(|id| fleet.hosts.get(&id));
     let status = status(instance);
+    let partly = kind == Kind::Changed && !asked.since(75);
     let image = instance.image.image;
     let image_href = asked.links.to(&format!("/compute/images/{image}"));
     let mut view = json!({
@@ -185,7 +186,7 @@ pub(super) fn server(app: &App, fleet: &Fleet, asked: &Asked, instance: &Instanc
         "flavor": flavor(asked, &instance.flavor),
         "created": time_text(instance.created_at),
         "updated": time_text(instance.updated_at),
-        "addresses": addresses(fleet, instance),
+        "addresses": addresses(fleet, instance, !partly),
         "accessIPv4": "",
         "accessIPv6": "",
         "links": links(asked, instance),
@@ -216,7 +217,7 @@ pub(super) fn server(app: &App, fleet: &Fleet, asked: &Asked, instance: &Instanc
     if asked.since(73) {
         set("locked_reason", Value::Null);
     }
-    if kind == Kind::Changed && !asked.since(75) {
+    if partly {
         return view;
     }
     set("key_name", json!(instance.key.as_ref().map(|(name, _)| name)));

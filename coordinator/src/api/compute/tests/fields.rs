@@ -98,6 +98,12 @@ async fn a_server_has_the_fields_of_its_microversion_and_no_others() {
         assert_eq!(names(&shown["server"]), expected, "shown at 2.{minor}");
         let changed =
             scene.ask(minor, Method::PUT, &path, json!({ "server": { "name": "web" } })).await.json();
+        let address = &changed["server"]["addresses"]["net1"][0];
+        assert_eq!(
+            names(address).len(),
+            if minor < 75 { 2 } else { 4 },
+            "addresses when changed at 2.{minor}"
+        );
         if minor < 75 {
             expected = set(&[SERVER, &extra]);
             if minor >= 71 {

@@ -452,6 +452,12 @@ async fn usage_counts_what_a_project_s_servers_ran() {
     assert_eq!(usage["server_usages"][0]["instance_id"], json!(scene.instance));
     let listed = scene.get(75, &format!("/os-simple-tenant-usage?detailed=1&{query}")).await;
     assert_eq!(listed["tenant_usages"][0]["tenant_id"], json!(project));
+    let next = format!("/os-simple-tenant-usage/{project}?{query}&marker={}", scene.instance);
+    assert_eq!(
+        scene.get(75, &next).await,
+        json!({ "tenant_usage": {} }),
+        "clients ask on until nothing comes"
+    );
     let backwards =
         scene.ask(75, Method::GET, "/os-simple-tenant-usage?start=2026-01-02&end=2026-01-01", Value::Null);
     assert_eq!(backwards.await.status, 400);
