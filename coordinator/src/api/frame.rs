@@ -97,7 +97,11 @@ pub async fn frame(
     let seconds = start.elapsed().as_secs_f64();
     requests.total.with_label_values(&[service.name(), status.as_str()]).inc();
     requests.seconds.with_label_values(&[service.name()]).observe(seconds);
-    tracing::debug!(%method, path, status = status.as_u16(), seconds, request = id, "answered");
+    if status.is_server_error() {
+        tracing::warn!(%method, path, status = status.as_u16(), seconds, request = id, "answered with a failure");
+    } else {
+        tracing::debug!(%method, path, status = status.as_u16(), seconds, request = id, "answered");
+    }
     response
 }
 

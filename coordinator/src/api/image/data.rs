@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::images::Upload;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::{Path, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
@@ -19,10 +19,8 @@ use tokio_util::io::ReaderStream;
 
 /// Without a byte for this long an upload counts as cut off.
 const SILENCE: Duration = Duration::from_secs(60);
-/// After a refusal, this much more of a body is read and thrown away, so that the client gets to read the answer; a
-/// larger one sees its connection closed.
-const DRAIN_BYTES: usize = 64 << 20;
-/// And for at most this long.
+/// After a refusal, what still comes of a body is read and thrown away for this long, so that the client gets to read
+/// the answer; one that sends on sees its connection closed.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Bytes read from the pool at once.
 const READ_BYTES: usize = 256 << 10;
@@ -39,20 +37,20 @@ pub(super) async fn upload(
 ) -> Answer<StatusCode> {
     // Fused: what is drained after a refusal may have ended already.
     let mut stream = body.into_data_stream().fuse();
-    let result = receive(&app, &caller, &id, &headers, &mut stream).await;
+    let result = match begin(&app, &caller, &id, &headers).await {
+        Ok(upload) => receive(upload, &mut stream).await,
+        // A client that waits for our word before it sends is answered at once.
+        Err(fault) if headers.contains_key(EXPECT) => return Err(fault),
+        Err(fault) => Err(fault),
+    };
     if result.is_err() {
-        drain(&mut stream).await;
+        let drain = async { while let Some(Ok(_)) = stream.next().await {} };
+        let _ = timeout(DRAIN, drain).await;
     }
     result.map(|()| StatusCode::NO_CONTENT)
 }
 
-async fn receive(
-    app: &Shared,
-    caller: &Caller,
-    id: &str,
-    headers: &HeaderMap,
-    stream: &mut Fuse<BodyDataStream>,
-) -> Answer<()> {
+async fn begin(app: &Shared, caller: &Caller, id: &str, headers: &HeaderMap) -> Answer<Upload> {
     caller.require_member()?;
     let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
     if kind != Some(b"application/octet-stream") {
@@ -61,7 +59,10 @@ async fn receive(
     }
     let declared = declared_bytes(headers)?;
     let id = app.ledger.read(|fleet| find_own(fleet, caller, id).map(|image| image.id))?;
-    let upload = Upload::begin(app, id, declared).await.map_err(fault)?;
+    Upload::begin(app, id, declared).await.map_err(fault)
+}
+
+async fn receive(upload: Upload, stream: &mut Fuse<BodyDataStream>) -> Answer<()> {
     loop {
         match timeout(SILENCE, stream.next()).await {
             Ok(Some(Ok(bytes))) => {
@@ -94,19 +95,6 @@ fn declared_bytes(headers: &HeaderMap) -> Answer<Option<u64>> {
         ))),
         (length, size) => Ok(length.or(size)),
     }
-}
-
-async fn drain(stream: &mut Fuse<BodyDataStream>) {
-    let mut left = DRAIN_BYTES;
-    let read = async {
-        while let Some(Ok(bytes)) = stream.next().await {
-            left = left.saturating_sub(bytes.len());
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    let _ = timeout(DRAIN, read).await;
 }
 
 /// GET /v2/images/{id}/file.
