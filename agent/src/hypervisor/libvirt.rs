@@ -222,7 +222,16 @@ impl Hypervisor for Libvirt {
     }
 
     fn define(&self, spec: &InstanceSpec, context: &DomainContext) -> Result<(), HypervisorError> {
-        let xml = domain_xml::describe(spec, context, &self.found()?.emulator);
+        let mut emulator = self.found()?.emulator;
+        if let Some(domain) = self.look_for(spec.instance)? {
+            let kept = domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE);
+            let kept = kept.map_err(self.failed("look up", spec.instance))?;
+            // A guest keeps its hardware when QEMU is upgraded between two definitions.
+            if let Some(machine) = attribute_of(&kept, "machine") {
+                emulator.machine = machine.to_owned();
+            }
+        }
+        let xml = domain_xml::describe(spec, context, &emulator);
         let defined = self.link.connection()?.define_domain_xml_flags(&xml, sys::VIR_DOMAIN_DEFINE_VALIDATE);
         let rejected = |error| HypervisorError::Rejected { instance: spec.instance, source: said(&error) };
         defined.map(drop).map_err(|error| self.link.explain(error, rejected))
@@ -487,6 +496,13 @@ fn text_of<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     Some(&xml[start..start + length])
 }
 
+/// The value of the first attribute of that name, as libvirt writes it.
+fn attribute_of<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let start = xml.find(&format!(" {name}='"))? + name.len() + 3;
+    let length = xml[start..].find('\'')?;
+    Some(&xml[start..start + length])
+}
+
 /// 11003000 as 11.3.0.
 fn dotted(version: u32) -> String {
     format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000)
@@ -495,6 +511,14 @@ fn dotted(version: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_and_attributes_are_found_in_what_libvirt_writes() {
+        let xml = "<a><machine>pc-q35-10.0</machine><type arch='x86_64' machine='pc-q35-9.2'>hvm</type></a>";
+        assert_eq!(text_of(xml, "machine"), Some("pc-q35-10.0"));
+        assert_eq!(attribute_of(xml, "machine"), Some("pc-q35-9.2"));
+        assert_eq!((text_of(xml, "path"), attribute_of(xml, "path")), (None, None));
+    }
 
     #[test]
     fn versions_read_as_people_write_them() {
