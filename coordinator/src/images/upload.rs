@@ -5,6 +5,7 @@ use super::format::{HEADER_BYTES, inspect};
 use super::{Images, blocking, check, pool, reset};
 use crate::app::Shared;
 use crate::error::Error;
+use crate::fleet::Fleet;
 use crate::fleet::image::{Image, ImageStatus};
 use crate::ledger::now;
 use bytes::Bytes;
@@ -54,27 +55,12 @@ impl Upload {
         let permit = app.images.uploads.clone().try_acquire_owned();
         let permit =
             permit.map_err(|_| Error::Unavailable("Too many uploads run; try again soon.".into()))?;
+        app.ledger.read(|fleet| startable(fleet, id).map(drop))?;
         app.images.prepare(declared_bytes).await?;
         let format = app.ledger.change(|fleet| {
-            let image = fleet.images.get(&id).ok_or_else(|| Error::not_found("Image", id))?;
-            match image.status {
-                ImageStatus::Queued => {}
-                ImageStatus::Saving => {
-                    return Err(Error::Conflict(format!("An upload to image {id} runs already.")));
-                }
-                ImageStatus::Active => {
-                    return Err(Error::Conflict(format!(
-                        "Image {id} has its data; an image never changes. Create another."
-                    )));
-                }
-            }
-            let (Some(format), Some(_)) = (image.disk_format, &image.container_format) else {
-                return Err(Error::Invalid(format!(
-                    "Image {id} needs disk_format (raw or qcow2) and container_format (bare) before its data."
-                )));
-            };
+            let (image, format) = startable(fleet, id)?;
             let saving = Image { status: ImageStatus::Saving, updated_at: now(), ..image.clone() };
-            Ok((vec![saving.into()], format))
+            Ok::<_, Error>((vec![saving.into()], format))
         });
         let format = format.await?;
         let (pieces, received) = mpsc::channel(PIECES);
@@ -110,6 +96,21 @@ impl Upload {
     pub async fn abandon(self) {
         drop(self.pieces);
         let _ = self.done.await;
+    }
+}
+
+/// The image and its format, when it waits for its data.
+fn startable(fleet: &Fleet, id: ImageId) -> Result<(&Image, DiskFormat), Error> {
+    let image = fleet.images.get(&id).ok_or_else(|| Error::not_found("Image", id))?;
+    match (image.status, image.disk_format, &image.container_format) {
+        (ImageStatus::Saving, ..) => Err(Error::Conflict(format!("An upload to image {id} runs already."))),
+        (ImageStatus::Active, ..) => {
+            Err(Error::Conflict(format!("Image {id} has its data; an image never changes. Create another.")))
+        }
+        (ImageStatus::Queued, Some(format), Some(_)) => Ok((image, format)),
+        (ImageStatus::Queued, ..) => Err(Error::Invalid(format!(
+            "Image {id} needs disk_format (raw or qcow2) and container_format (bare) before its data."
+        ))),
     }
 }
 
