@@ -10,7 +10,7 @@ mod cases;
 mod placement;
 mod topology;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -24,11 +24,11 @@ fn main() -> ExitCode {
         ["topology", "--sysfs-root", root] => topology::answer(Path::new(root)),
         _ => Err(USAGE.to_owned()),
     };
-    match answer {
-        Ok(answer) => {
-            println!("{answer}");
-            ExitCode::SUCCESS
-        }
+    let written = answer.and_then(|answer| {
+        writeln!(std::io::stdout(), "{answer}").map_err(|error| format!("cannot write the answer: {error}"))
+    });
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("oracle: {error}");
             ExitCode::from(2)
