@@ -7,8 +7,9 @@ use godwit_protocol::operation::Progress;
 use godwit_protocol::request::{AgentReply, AgentRequest};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Requests that may run or wait at once.
@@ -50,6 +51,15 @@ enum Subject {
     Network(NetworkId),
 }
 
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Instance(id) => write!(f, "instance {id}"),
+            Self::Network(id) => write!(f, "network {id}"),
+        }
+    }
+}
+
 /// None: it reads, or it must reach a call that runs; it waits for nothing.
 fn subject(request: &AgentRequest) -> Option<Subject> {
     use AgentRequest as R;
@@ -83,6 +93,8 @@ struct Shared {
     run: Run,
     herald: Herald,
     newest: Mutex<Newests>,
+    /// The newest failure: retries that fail alike are told once.
+    failure: Mutex<Option<(AgentRequest, RequestError)>>,
     requests: IntCounterVec,
     seconds: HistogramVec,
 }
@@ -114,7 +126,14 @@ impl Calls {
         )?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
-        Ok(Self(Arc::new(Shared { run, herald, newest: Mutex::default(), requests, seconds })))
+        Ok(Self(Arc::new(Shared {
+            run,
+            herald,
+            newest: Mutex::default(),
+            failure: Mutex::default(),
+            requests,
+            seconds,
+        })))
     }
 
     /// Starts `request`, or joins the same one if that is the newest of its instance or network and not over.
@@ -154,20 +173,14 @@ impl Calls {
             // An error means that it is over too.
             let _ = before.wait_for(|state| matches!(state, CallState::Finished(_))).await;
         }
-        let name = request.name();
         let run = self.0.run.clone();
         let sink = ProgressSink(sender.clone());
-        let done = tokio::task::spawn_blocking(move || run(&request, &sink)).await;
+        let asked = request.clone();
+        let done = tokio::task::spawn_blocking(move || run(&asked, &sink)).await;
         let answer = done.unwrap_or_else(|_| {
             Err(RequestError::new(ErrorKind::Internal, "the agent failed inside; its log says where"))
         });
-        let seconds = begun.elapsed().as_secs_f64();
-        self.0.seconds.with_label_values(&[name]).observe(seconds);
-        self.0.requests.with_label_values(&[name, outcome(&answer)]).inc();
-        match &answer {
-            Ok(_) => tracing::info!(request = name, seconds, "done"),
-            Err(error) => tracing::warn!(request = name, seconds, kind = ?error.kind, "failed: {error}"),
-        }
+        self.0.observe(request, subject, &answer, begun.elapsed());
         let mut newest = self.0.lock();
         newest.calls -= 1;
         if let Some(subject) = subject
@@ -184,6 +197,28 @@ impl Calls {
 }
 
 impl Shared {
+    /// Counts and logs the end of a call.
+    fn observe(&self, request: AgentRequest, subject: Option<Subject>, answer: &Answer, took: Duration) {
+        let name = request.name();
+        let seconds = took.as_secs_f64();
+        self.seconds.with_label_values(&[name]).observe(seconds);
+        self.requests.with_label_values(&[name, outcome(answer)]).inc();
+        let subject = subject.map(tracing::field::display);
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            Ok(_) => tracing::info!(subject, seconds, "{name} is done"),
+            Err(error) => {
+                let new = Some((request, error.clone()));
+                if *failure == new {
+                    tracing::debug!(subject, seconds, "{name} failed again: {error}");
+                } else {
+                    tracing::warn!(subject, seconds, kind = ?error.kind, "{name} failed: {error}");
+                    *failure = new;
+                }
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Newests> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,7 +242,6 @@ fn outcome(answer: &Answer) -> &'static str {
 mod tests {
     use super::*;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     async fn end(mut state: watch::Receiver<CallState>) -> Answer {
         let over = state.wait_for(|s| matches!(s, CallState::Finished(_)));

@@ -9,7 +9,7 @@ use crate::migration::MigrationSettings;
 use crate::network::HostNetwork;
 use crate::network::fake::FakeNetwork;
 use crate::reservations::Reservations;
-use crate::state::IdentityPaths;
+use crate::state::{IdentityPaths, StateError};
 use crate::storage::Pool;
 use godwit_protocol::host::Underlay;
 use godwit_protocol::id::{HostId, MigrationId, NetworkId};
@@ -50,7 +50,16 @@ impl Rig {
     fn start(dir: &tempfile::TempDir) -> Self {
         let registry = Registry::new();
         let config = Config::load(dir.path()).unwrap();
-        let state = Arc::new(State::open(dir.path()).unwrap());
+        // A call that has answered may still be letting go of the agent before.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let state = loop {
+            match State::open(dir.path()) {
+                Err(StateError::Locked(_)) if std::time::Instant::now() < deadline => {
+                    std::thread::yield_now()
+                }
+                state => break Arc::new(state.unwrap()),
+            }
+        };
         let reservations = Arc::new(Reservations::open(dir.path()).unwrap());
         let fake = Arc::new(Fake::new(Arc::default()));
         let underlay = Underlay { link: "eth0".into(), address: [198, 18, 0, 11].into(), mtu: 9000 };
