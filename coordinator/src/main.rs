@@ -153,6 +153,9 @@ fn execute(command: Command) -> Result<(), MainError> {
 }
 
 async fn run(dir: &Path) -> Result<(), MainError> {
+    // Before anything can be seen from outside: who sees it may also end it.
+    let mut terminate = signal(SignalKind::terminate()).map_err(MainError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(MainError::Runtime)?;
     let config = Config::read(dir)?;
     let _lock = lock(dir)?;
     let ca = Ca::open(dir)?;
@@ -183,7 +186,10 @@ async fn run(dir: &Path) -> Result<(), MainError> {
     agents::serve(&app, &identity)?;
     app::start(&app);
     tracing::info!(url = app.config.url, agents = %app.config.agents_listen, "the coordinator serves");
-    stop_signal().await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     tracing::info!("the coordinator stops");
     server.stop().await;
     Ok(())
@@ -207,16 +213,6 @@ fn server_certificate(dir: &Path, ca: &Ca, config: &Config) -> Result<String, Ma
     tracing::info!("the coordinator's certificate is made anew");
     init::write_server_certificate(dir, ca, config)?;
     read()
-}
-
-async fn stop_signal() -> Result<(), MainError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(MainError::Runtime)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(MainError::Runtime)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
 
 /// Makes glibc give freed memory back. By default it learns from the first freed block of a password's hash to keep
