@@ -9,7 +9,7 @@ mod record;
 
 use std::fs::File;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use godwit_tests::lab::LabError;
 
@@ -89,25 +89,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
 
     let effort = Effort { quick: arguments.quick };
     let mut records = Vec::new();
-    for family in [Name::Copy, Name::Footprint] {
-        if arguments.name != Name::All && arguments.name != family {
-            continue;
-        }
-        let measured = match family {
-            Name::Copy => copy::measure(&programs, effort)?,
-            Name::Footprint => footprint::measure(&programs, effort)?,
-            Name::All => Vec::new(),
-        };
+    let measured = measure(arguments.name, &programs, effort, &mut records);
+    // What was measured before a failure is worth keeping.
+    if let Some(path) = &arguments.json {
+        write(path, &records).map_err(BenchError::io(format!("cannot write {}", path.display())))?;
+    }
+    measured
+}
+
+fn measure(name: Name, programs: &Path, effort: Effort, records: &mut Vec<Record>) -> Result<(), BenchError> {
+    if matches!(name, Name::All | Name::Copy) {
+        let measured = copy::measure(programs, effort)?;
         print_table(&measured);
         records.extend(measured);
     }
-    if let Some(path) = &arguments.json {
-        write(path, &records).map_err(BenchError::io(format!("cannot write {}", path.display())))?;
+    if matches!(name, Name::All | Name::Footprint) {
+        let measured = footprint::measure(programs, effort)?;
+        print_table(&measured);
+        records.extend(measured);
     }
     Ok(())
 }
 
-fn write(path: &std::path::Path, records: &[Record]) -> std::io::Result<()> {
+fn write(path: &Path, records: &[Record]) -> std::io::Result<()> {
     let mut file = File::create(path)?;
     for record in records {
         writeln!(file, "{}", record.to_json())?;

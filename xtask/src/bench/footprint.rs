@@ -15,8 +15,6 @@ const PEER: &str = "libvirtd";
 const AGENT_PORT: u16 = 9177;
 const COORDINATOR_PORT: u16 = 8774;
 const SIGTERM: i32 = 15;
-/// In which proc(5) counts CPU time; the same on all of Linux's architectures today.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What one start of a daemon was like.
 #[derive(Clone, Copy)]
@@ -28,7 +26,14 @@ struct Footprint {
 
 pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, BenchError> {
     println!("bench: footprint, {} starts of each daemon", effort.pairs());
-    let lab = Lab::start(LabOptions { hosts: 1, programs: programs.to_path_buf(), ..LabOptions::default() })?;
+    // Another lab may be at its end.
+    let patience = Duration::from_secs(60);
+    let lab = Lab::start(LabOptions {
+        hosts: 1,
+        programs: programs.to_path_buf(),
+        patience,
+        ..LabOptions::default()
+    })?;
     lab.join_all()?;
     let host = lab.host(1);
     let coordinator = lab.coordinator();
@@ -87,11 +92,10 @@ fn observe(host: &Host, daemon: &str, start: Duration, effort: Effort) -> Result
         daemon: daemon.to_owned(),
         log: host.log_tail(daemon, 20),
     })?;
-    let before = cpu_ticks(&folder)?;
+    let before = cpu_s(&folder)?;
     let started = Instant::now();
     std::thread::sleep(Duration::from_secs(window));
-    let ticks = cpu_ticks(&folder)? - before;
-    let cpu_percent = ticks / TICKS_PER_SECOND / started.elapsed().as_secs_f64() * 100.0;
+    let cpu_percent = (cpu_s(&folder)? - before) / started.elapsed().as_secs_f64() * 100.0;
     Ok(Footprint { rss_mb: rss_mb(&folder)?, cpu_percent, start_ms: start.as_secs_f64() * 1e3 })
 }
 
@@ -107,13 +111,19 @@ fn rss_mb(folder: &Path) -> Result<f64, BenchError> {
     Ok(kib * 1024.0 / 1e6)
 }
 
-/// utime and stime of proc_pid_stat(5).
-fn cpu_ticks(folder: &Path) -> Result<f64, BenchError> {
-    let stat = read(&folder.join("stat"))?;
-    // The name in brackets may hold spaces; what follows it begins with field 3.
-    let fields = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
-    Ok(ticks.sum())
+/// Time on a CPU of all threads, in seconds (Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat): an
+/// idle daemon's is far below a tick, in which proc(5) counts.
+fn cpu_s(folder: &Path) -> Result<f64, BenchError> {
+    let tasks = folder.join("task");
+    let listed = fs::read_dir(&tasks).map_err(BenchError::io(format!("cannot list {}", tasks.display())))?;
+    let mut nanoseconds = 0.0;
+    for task in listed.flatten() {
+        // A thread may end between the two.
+        let Ok(line) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+        nanoseconds +=
+            line.split_whitespace().next().and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    }
+    Ok(nanoseconds / 1e9)
 }
 
 fn megabytes(files: &[PathBuf]) -> Result<f64, BenchError> {

@@ -44,8 +44,11 @@ impl Record {
         let ours = median(pairs.iter().map(|pair| pair.0));
         let theirs = median(pairs.iter().map(|pair| pair.1));
         // Below 1 always means that Godwit is better.
-        let better =
-            |(ours, theirs): (f64, f64)| if metric.less_is_better { ours / theirs } else { theirs / ours };
+        let better = |(ours, theirs): (f64, f64)| match metric.less_is_better {
+            _ if ours == theirs => 1.0,
+            true => ours / theirs,
+            false => theirs / ours,
+        };
         let ratio = better((ours, theirs));
         let ratios = pairs.iter().map(|pair| better(*pair));
         let spread = ratios.map(|one| (one - ratio).abs() / ratio).fold(0.0, f64::max);

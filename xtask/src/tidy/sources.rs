@@ -13,7 +13,7 @@ const CONFINED: [(&str, &[&str]); 12] = [
     ("axum", &["coordinator/src/api", "coordinator/src/metrics"]),
     ("io_uring", &["agent/src/datapath"]),
     ("netlink_packet_route", &["agent/src/network"]),
-    ("quinn", &["protocol/src/quic", "agent/src/uplink", "coordinator/src/agents"]),
+    ("quinn", &["protocol/src/quic", "agent/src/uplink", "coordinator/src/agents", "tests/sim"]),
     ("rtnetlink", &["agent/src/network"]),
     ("rusqlite", &["coordinator/src/store"]),
     ("tokio_uring", &["agent/src/datapath"]),
