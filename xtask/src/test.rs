@@ -80,24 +80,30 @@ impl Suite {
     /// What cargo is to build and run of it. The packages are always all, because cargo builds what they depend on
     /// with other features, and so anew, for each other choice.
     fn targets(self) -> Result<Vec<String>, TestError> {
-        if self != Suite::Unit {
-            return Ok(vec![format!("--test={}", self.name())]);
+        match self {
+            Suite::Unit => unit_targets(),
+            Suite::Oracle => Ok(vec!["--bin=oracle".to_owned()]),
+            _ => Ok(vec![format!("--test={}", self.name())]),
         }
-        let metadata =
-            command::capture(command::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
-        let metadata: Metadata =
-            serde_json::from_str(&metadata).map_err(|source| TestError::Metadata { source })?;
-        let packages = metadata.packages.iter().filter(|package| package.name != "godwit-tests");
-        let targets = packages.flat_map(|package| &package.targets);
-        let tests = targets.filter(|target| target.kind.iter().any(|kind| kind == "test"));
-        let tests = tests.map(|target| format!("--test={}", target.name));
-        Ok(["--lib".to_owned(), "--bins".to_owned()].into_iter().chain(tests).collect())
     }
 
     /// Whether its tests run one at a time: a machine carries one lab.
     fn is_serial(self) -> bool {
         matches!(self, Suite::Host | Suite::Clients | Suite::Vm)
     }
+}
+
+/// All libraries, and the programs and tests of all crates but that of the other suites.
+fn unit_targets() -> Result<Vec<String>, TestError> {
+    let metadata = command::capture(command::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: Metadata =
+        serde_json::from_str(&metadata).map_err(|source| TestError::Metadata { source })?;
+    let packages = metadata.packages.iter().filter(|package| package.name != "godwit-tests");
+    let targets = packages.flat_map(|package| &package.targets).flat_map(|target| {
+        let kinds = target.kind.iter().filter(|kind| ["bin", "test"].contains(&kind.as_str()));
+        kinds.map(|kind| format!("--{kind}={}", target.name))
+    });
+    Ok(["--lib".to_owned()].into_iter().chain(targets).collect())
 }
 
 /// What `cargo metadata` says of the tests that lie beside a crate.
