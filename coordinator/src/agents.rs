@@ -9,13 +9,13 @@ use godwit_protocol::operation::Progress;
 use godwit_protocol::quic::{self, ChannelError, Identity};
 use godwit_protocol::request::{AgentMessage, AgentReply, AgentRequest, Hello, HostReport, Welcome};
 use godwit_protocol::{VERSION, frame};
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, Endpoint, TokioRuntime};
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 /// A hello must come this fast.
@@ -25,9 +25,15 @@ const HELLO: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(120);
 
 /// Channels to the hosts.
-#[derive(Default)]
 pub struct Agents {
     connections: Mutex<HashMap<HostId, Connection>>,
+    started: Instant,
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        Self { connections: Mutex::default(), started: Instant::now() }
+    }
 }
 
 /// Why the server does not start.
@@ -88,6 +94,11 @@ impl Agents {
         }
     }
 
+    /// For how long hosts have been able to find this process.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Whether a host's channel is open.
     pub fn is_connected(&self, host: HostId) -> bool {
         self.connections().contains_key(&host)
@@ -120,17 +131,25 @@ fn unavailable(message: &str) -> RequestError {
 /// [`ServeError`].
 pub fn serve(app: &Shared, identity: &Identity) -> Result<(), ServeError> {
     let address = app.config.agents_listen;
-    let endpoint = Endpoint::server(identity.quic_server()?, address)
+    let server = identity.quic_server()?;
+    let endpoint = UdpSocket::bind(address)
+        .and_then(|socket| {
+            Endpoint::new(identity.quic_endpoint(), Some(server), socket, Arc::new(TokioRuntime))
+        })
         .map_err(|source| ServeError::Listen { address, source })?;
     let app = app.clone();
     tokio::spawn(async move {
         while let Some(incoming) = endpoint.accept().await {
             let app = app.clone();
             tokio::spawn(async move {
-                let Ok(connection) = incoming.await else { return };
-                let peer = connection.remote_address();
-                if let Err(error) = converse(&app, connection).await {
-                    tracing::info!(%peer, %error, "an agent's channel ended");
+                let peer = incoming.remote_address();
+                match incoming.await {
+                    Ok(connection) => {
+                        if let Err(error) = converse(&app, connection).await {
+                            tracing::info!(%peer, %error, "an agent's channel ended");
+                        }
+                    }
+                    Err(error) => tracing::warn!(%peer, %error, "a connection for agents is refused"),
                 }
             });
         }

@@ -2,7 +2,11 @@
 
 use crate::frame::{self, FrameError, HEADER_BYTES};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, IdleTimeout, RecvStream, SendStream, ServerConfig, TransportConfig};
+use quinn::{
+    ClientConfig, EndpointConfig, IdleTimeout, RecvStream, SendStream, ServerConfig, TransportConfig,
+};
+use quinn_proto::RandomConnectionIdGenerator;
+use ring::hmac;
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -21,6 +25,12 @@ pub const COORDINATOR_NAME: &str = "coordinator.godwit";
 pub fn host_name(host: crate::id::HostId) -> String {
     format!("{host}.host.godwit")
 }
+
+/// What the key of resets is derived for, from the coordinator's own key.
+const RESET_LABEL: &[u8] = b"godwit/1 stateless reset";
+
+/// Bytes of a connection id.
+const CONNECTION_ID_BYTES: usize = 8;
 
 /// Without a packet for this long the connection is gone.
 const IDLE: Duration = Duration::from_secs(10);
@@ -127,6 +137,18 @@ impl Identity {
         let mut config = ServerConfig::with_crypto(Arc::new(tls));
         config.transport_config(Arc::new(transport()));
         Ok(config)
+    }
+
+    /// What the coordinator's end has of its own: its resets (RFC 9000, 10.3) are signed with a key that outlives the
+    /// process. An agent that still speaks to a killed one hears so from the next one at its next packet, not
+    /// after ten seconds of silence.
+    pub fn quic_endpoint(&self) -> EndpointConfig {
+        let own = hmac::Key::new(hmac::HMAC_SHA256, self.key.secret_der());
+        let reset = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&own, RESET_LABEL).as_ref());
+        let mut config = EndpointConfig::new(Arc::new(reset));
+        // Quinn's default ids carry a mark of the process, and packets for another one's are passed over.
+        config.cid_generator(|| Box::new(RandomConnectionIdGenerator::new(CONNECTION_ID_BYTES)));
+        config
     }
 
     /// The agent's end of the channel.

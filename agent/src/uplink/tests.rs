@@ -232,6 +232,29 @@ async fn an_agent_that_starts_before_the_coordinator_finds_it_later() {
     accept(&endpoint, rig.host).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_hears_of_a_killed_coordinator_from_the_next_one_without_waiting_for_silence() {
+    let ca = Ca::new();
+    let identity = ca.identity(COORDINATOR_NAME.to_owned());
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listen = |address: SocketAddr| {
+        let server = Some(identity.quic_server().unwrap());
+        let socket = std::net::UdpSocket::bind(address).unwrap();
+        Endpoint::new(identity.quic_endpoint(), server, socket, Arc::new(quinn::TokioRuntime)).unwrap()
+    };
+    let killed = listen(any);
+    let address = killed.local_addr().unwrap();
+    let rig = Rig::new(&ca, address, done());
+    let uplink = rig.uplink.clone();
+    let attempt = tokio::spawn(async move { uplink.connect().await });
+    let _old = accept(&killed, rig.host).await;
+    // As after a kill: its port is free, and nobody has said goodbye.
+    killed.rebind(std::net::UdpSocket::bind(any).unwrap()).unwrap();
+    let _next = listen(address);
+    let Err(error) = soon("end", attempt).await.unwrap();
+    assert!(matches!(error, UplinkError::Ended(_, quinn::ConnectionError::Reset)), "{error:?}");
+}
+
 /// A copy that tells one progress and then waits until the test lets it go.
 fn held_copy() -> (Run, std::sync::mpsc::Sender<()>, Arc<AtomicU32>) {
     let (gate, opened) = std::sync::mpsc::channel();
