@@ -25,13 +25,19 @@ impl Liveness {
     }
 }
 
+/// Heartbeats after which a silent host is late.
+const LATE_AFTER: u32 = 3;
+
+/// Heartbeats after which a silent host is lost.
+pub const LOST_AFTER: u32 = 15;
+
 /// Judges a host by its newest sign of life; none: it has not been heard of in this process's life.
 pub fn judge(now: Time, seen_at: Option<Time>, heartbeat: Duration) -> Liveness {
     let Some(seen_at) = seen_at else { return Liveness::Lost };
     let silence = now - seen_at;
-    if silence <= heartbeat * 3 {
+    if silence <= heartbeat * LATE_AFTER {
         Liveness::Up
-    } else if silence <= heartbeat * 15 {
+    } else if silence <= heartbeat * LOST_AFTER {
         Liveness::Late
     } else {
         Liveness::Lost

@@ -198,7 +198,7 @@ pub(super) async fn undo(context: &Context, step: usize) -> Result<(), StepError
 async fn reserve(context: &Context) -> Result<(), StepError> {
     loop {
         let (host, reservation) = context
-            .change(|fleet| {
+            .place(|fleet| {
                 let instance = context.in_fleet(fleet)?;
                 if let (Some(host), Some(reservation)) = (instance.host, &instance.reservation) {
                     return Ok((vec![], (host, reservation.clone())));

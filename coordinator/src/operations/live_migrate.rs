@@ -185,7 +185,7 @@ async fn is_on(context: &Context, source: HostId, target: HostId) -> Option<Host
 async fn reserve(context: &Context, id: MigrationId) -> Result<(), StepError> {
     loop {
         let (target, reservation) = context
-            .change(|fleet| {
+            .place(|fleet| {
                 let migration = in_fleet(fleet, id)?;
                 if let (Some(target), Some(reservation)) = (migration.target, &migration.reservation) {
                     return Ok((vec![], (target, reservation.clone())));

@@ -6,6 +6,7 @@ use crate::fleet::instance::{Instance, Task};
 use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
 use crate::ledger::now;
+use crate::liveness::LOST_AFTER;
 use crate::placement::Refusal;
 use crate::store::StoreError;
 use godwit_protocol::error::{ErrorKind, RequestError};
@@ -108,6 +109,35 @@ impl Context {
         decide: impl FnOnce(&Fleet) -> Result<(Vec<Change>, T), StepError>,
     ) -> Result<T, StepError> {
         self.app.ledger.change(decide).await
+    }
+
+    /// Changes the fleet by what [`super::place::choose`] says. After a restart it is too early to say that no host has
+    /// room while some have not been heard of yet, though they may be well: they are waited for, until they count
+    /// as lost.
+    ///
+    /// # Errors
+    /// As [`Self::change`]; [`StepError::Cancelled`].
+    pub async fn place<T>(
+        &self,
+        decide: impl Fn(&Fleet) -> Result<(Vec<Change>, T), StepError>,
+    ) -> Result<T, StepError> {
+        loop {
+            match self.change(&decide).await {
+                Err(StepError::NoPlace(_)) if self.hosts_may_come() => {
+                    if self.is_cancelled() {
+                        return Err(StepError::Cancelled);
+                    }
+                    self.pause().await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn hosts_may_come(&self) -> bool {
+        let patience = Duration::from_millis(self.app.config.heartbeat_ms) * LOST_AFTER;
+        let unheard = |fleet: &Fleet| fleet.hosts.keys().any(|host| !fleet.observed.contains_key(host));
+        self.app.agents.age() < patience && self.app.ledger.read(unheard)
     }
 
     /// Shows what is being done with the instance.
