@@ -72,7 +72,7 @@ pub(super) async fn join(
 ) -> Answer<Json<JoinReply>> {
     // A stranger must not get as far as our parsing of certificates.
     if !app.ledger.read(|fleet| fleet.join_tokens.contains_key(&ca::token_hash(&request.token))) {
-        return Err(fault(JoinError::Unknown));
+        return Err(refused(&request, JoinError::Unknown));
     }
     let host = HostId::random();
     let signed = app.ca.sign_host(host, &request.csr, now())?;
@@ -81,9 +81,15 @@ pub(super) async fn join(
     app.ledger
         .change(|fleet| ca::join(fleet, &request.token, host, name, &signed.key_digest, now()))
         .await
-        .map_err(fault)?;
+        .map_err(|error| refused(&request, error))?;
     tracing::info!(%host, name, "a host has joined");
     Ok(Json(JoinReply { host, certificate: signed.certificate, ca: app.ca.pem().to_owned(), agents_address }))
+}
+
+/// Tells the stranger, and the log: somebody may be trying tokens.
+fn refused(request: &JoinRequest, error: JoinError) -> Fault {
+    tracing::warn!(hostname = ?request.hostname, %error, "a host is not let in");
+    fault(error)
 }
 
 fn fault(error: JoinError) -> Fault {
