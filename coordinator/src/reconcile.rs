@@ -12,7 +12,7 @@ use crate::{l2, liveness};
 use godwit_protocol::host::Heartbeat;
 use godwit_protocol::id::{HostId, InstanceId, MigrationId, NetworkId};
 use godwit_protocol::instance::InstanceState;
-use godwit_protocol::request::{AgentRequest, HostReport};
+use godwit_protocol::request::{AgentReply, AgentRequest, HostReport};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -45,7 +45,6 @@ pub fn heartbeat(app: &Shared, beat: &Heartbeat) {
     if known < beat.generation {
         let (app, host) = (app.clone(), beat.host);
         tokio::spawn(async move {
-            use godwit_protocol::request::AgentReply;
             if let Ok(AgentReply::Report(newer)) = app.agents.call(host, AgentRequest::Report).await {
                 report(&app, *newer).await;
             }
@@ -84,11 +83,14 @@ pub async fn report(app: &Shared, report: HostReport) {
             tracing::error!(%migration, %error, "a switch-over was not noted; its operation does it");
         }
     }
-    let noted = app.ledger.change(|fleet| Ok::<_, StoreError>((consequences(fleet, &report), ()))).await;
+    let noted = app.ledger.change(|fleet| Ok::<_, StoreError>((inventory_change(fleet, &report), ()))).await;
     if let Err(error) = noted {
         tracing::error!(%host, %error, "a report was not noted");
     }
-    repair(app, &report);
+    for (instance, judged_at) in app.ledger.read(|fleet| doubtful(fleet, &report)) {
+        tokio::spawn(ask_again(app.clone(), host, instance, judged_at));
+    }
+    repair(app, host);
 }
 
 /// Migrations whose instance runs on this target now, and was not seen there before.
@@ -98,23 +100,40 @@ fn arrivals(fleet: &Fleet, report: &HostReport) -> Vec<MigrationId> {
     arrived.filter(|m| m.target == Some(report.host) && m.switched_at.is_none()).map(|m| m.id).collect()
 }
 
-/// What a report changes in the durable state: the inventory, and the state of instances on which nothing runs.
-fn consequences(fleet: &Fleet, report: &HostReport) -> Vec<Change> {
-    let mut changes = Vec::new();
-    if let Some(host) = fleet.hosts.get(&report.host)
-        && host.inventory.as_ref() != Some(&report.inventory)
-    {
-        changes.push(Host { inventory: Some(report.inventory.clone()), ..host.clone() }.into());
-    }
+/// The host's inventory, when it is another than before.
+fn inventory_change(fleet: &Fleet, report: &HostReport) -> Vec<Change> {
+    let host = fleet.hosts.get(&report.host).filter(|h| h.inventory.as_ref() != Some(&report.inventory));
+    host.map(|h| Host { inventory: Some(report.inventory.clone()), ..h.clone() }.into()).into_iter().collect()
+}
+
+/// Instances on which nothing runs and of which the report says something else than is known, with the time of
+/// their last change. The report may have been made before that change, so it decides nothing.
+fn doubtful(fleet: &Fleet, report: &HostReport) -> Vec<(InstanceId, Time)> {
     let here = fleet.instances.values().filter(|i| i.host == Some(report.host));
-    for instance in here.filter(|i| fleet.running_operation(i.id).is_none()) {
+    let idle = here.filter(|i| fleet.running_operation(i.id).is_none());
+    let doubtful = idle.filter(|instance| {
         let state = report.instances.iter().find(|r| r.instance == instance.id).map(|r| r.state);
         let next = follow(instance, state);
-        if (next.status, next.power) != (instance.status, instance.power) {
-            changes.push(Instance { updated_at: now(), ..next }.into());
-        }
+        (next.status, next.power) != (instance.status, instance.power)
+    });
+    doubtful.map(|i| (i.id, i.updated_at)).collect()
+}
+
+/// Asks the host for an instance's state now, and follows it unless the instance was changed meanwhile.
+async fn ask_again(app: Shared, host: HostId, id: InstanceId, judged_at: Time) {
+    let Ok(AgentReply::State(state)) = app.agents.call(host, AgentRequest::InstanceState(id)).await else {
+        return;
+    };
+    let followed = app.ledger.change(|fleet| {
+        let unchanged =
+            fleet.instances.get(&id).filter(|i| i.host == Some(host) && i.updated_at == judged_at);
+        let idle = unchanged.filter(|_| fleet.running_operation(id).is_none());
+        let next = idle.map(|instance| Instance { updated_at: now(), ..follow(instance, state) });
+        Ok::<_, StoreError>((next.map(Change::from).into_iter().collect(), ()))
+    });
+    if let Err(error) = followed.await {
+        tracing::error!(instance = %id, %error, "an instance's state was not noted");
     }
-    changes
 }
 
 /// The instance as its host's word makes it.
@@ -139,20 +158,35 @@ fn follow(instance: &Instance, state: Option<InstanceState>) -> Instance {
     next
 }
 
-/// Sends a host what makes it as wanted: reservations that nobody owns go, networks that differ are told again.
-fn repair(app: &Shared, report: &HostReport) {
-    let host = report.host;
-    let due = app.ledger.observe(|fleet| {
-        let Some(observed) = fleet.observed.get_mut(&host) else { return false };
-        let due = observed.repaired_at.is_none_or(|at| now() - at >= REPAIR);
-        if due {
-            observed.repaired_at = Some(now());
+/// Sends a host what makes it as wanted, soon: at once, or when [`REPAIR`] has passed since the last time.
+fn repair(app: &Shared, host: HostId) {
+    let delay = app.ledger.observe(|fleet| {
+        let observed = fleet.observed.get_mut(&host)?;
+        if std::mem::replace(&mut observed.repair_due, true) {
+            return None;
         }
-        due
+        let since = observed.repaired_at.map(|at| Duration::try_from(now() - at).unwrap_or_default());
+        Some(since.map_or(Duration::ZERO, |since| REPAIR.saturating_sub(since)))
     });
-    if !due {
-        return;
-    }
+    let Some(delay) = delay else { return };
+    let app = app.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(delay).await;
+        let report = app.ledger.observe(|fleet| {
+            let observed = fleet.observed.get_mut(&host)?;
+            observed.repair_due = false;
+            observed.repaired_at = Some(now());
+            observed.report.clone()
+        });
+        if let Some(report) = report {
+            make_as_wanted(&app, &report).await;
+        }
+    });
+}
+
+/// Reservations that nobody owns go, networks that differ are told again, networks that nobody knows are removed.
+async fn make_as_wanted(app: &Shared, report: &HostReport) {
+    let host = report.host;
     let (stale, networks, unknown) = app.ledger.read(|fleet| {
         (
             stale_reservations(fleet, report),
@@ -161,19 +195,16 @@ fn repair(app: &Shared, report: &HostReport) {
         )
     });
     networks.into_iter().for_each(|network| app.l2_changed(network));
-    let app = app.clone();
-    tokio::spawn(async move {
-        for instance in stale {
-            tracing::warn!(%host, %instance, "a reservation that nobody owns is released");
-            let _ = app.agents.call(host, AgentRequest::Release(instance)).await;
-        }
-        for vni in unknown {
-            tracing::warn!(%host, vni, "a network that is not wanted any more is removed");
-            let network = NetworkId(Uuid::nil());
-            let request = AgentRequest::RemoveNetwork { network, vni, generation: u64::MAX };
-            let _ = app.agents.call(host, request).await;
-        }
-    });
+    for instance in stale {
+        tracing::warn!(%host, %instance, "a reservation that nobody owns is released");
+        let _ = app.agents.call(host, AgentRequest::Release(instance)).await;
+    }
+    for vni in unknown {
+        tracing::warn!(%host, vni, "a network that is not wanted any more is removed");
+        let network = NetworkId(Uuid::nil());
+        let request = AgentRequest::RemoveNetwork { network, vni, generation: u64::MAX };
+        let _ = app.agents.call(host, request).await;
+    }
 }
 
 /// Reservations of instances that are neither there, nor on their way there, nor being worked on.

@@ -38,12 +38,14 @@ pub struct Observed {
     pub connected: bool,
     /// When it was last sent what made it differ from what is wanted.
     pub repaired_at: Option<Time>,
+    /// Whether it is about to be sent that again.
+    pub repair_due: bool,
 }
 
 impl Observed {
     /// A host that was just heard of.
     pub fn at(now: Time) -> Self {
-        Self { report: None, seen_at: now, connected: false, repaired_at: None }
+        Self { report: None, seen_at: now, connected: false, repaired_at: None, repair_due: false }
     }
 }
 

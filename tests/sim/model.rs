@@ -1,0 +1,340 @@
+//! A model of hosts behind the agents' channel: what each holds, and one fault to come.
+
+use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::frame;
+use godwit_protocol::host::{
+    Cell, Cpu, Heartbeat, HypervisorInfo, Inventory, PagePool, PoolReport, Underlay,
+};
+use godwit_protocol::id::{HostId, InstanceId, MigrationId, NetworkId};
+use godwit_protocol::image::DiskFormat;
+use godwit_protocol::instance::{InstanceReport, InstanceState};
+use godwit_protocol::migration::{MigrationOutcome, TargetReady};
+use godwit_protocol::network::NetworkReported;
+use godwit_protocol::quic::{self, COORDINATOR_NAME, Identity};
+use godwit_protocol::request::{AgentMessage, AgentReply, AgentRequest, Hello, HostReport, Welcome};
+use godwit_protocol::reservation::Reservation;
+use quinn::{Connection, Endpoint};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// What one host holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) reservations: BTreeMap<InstanceId, Reservation>,
+    pub(crate) domains: BTreeMap<InstanceId, InstanceState>,
+    pub(crate) networks: BTreeMap<NetworkId, u32>,
+    pub(crate) prepared: BTreeSet<MigrationId>,
+}
+
+/// How a request goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is refused, with no effect.
+    Refused,
+    /// It has its effect, and is answered with an error.
+    Botched,
+    /// The channel breaks before the effect.
+    CutBefore,
+    /// The channel breaks between the effect and the answer.
+    CutAfter,
+}
+
+/// All hosts and the pool that they share.
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    pub(crate) hosts: BTreeMap<HostId, Held>,
+    pub(crate) disks: BTreeSet<InstanceId>,
+    /// Names of the requests so far that change something.
+    pub(crate) requests: Vec<&'static str>,
+    /// Which of them goes wrong, and how.
+    pub(crate) fault: Option<(usize, Fault)>,
+    /// Hosts that say nothing.
+    pub(crate) silent: BTreeSet<HostId>,
+    generation: u64,
+}
+
+/// How everybody holds it.
+pub(crate) type SharedWorld = Arc<Mutex<World>>;
+
+impl World {
+    /// What is left anywhere, as text.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let held = self.hosts.iter().filter(|(_, held)| **held != Held::default());
+        let mut left: Vec<String> = held.map(|(host, held)| format!("{host}: {held:?}")).collect();
+        left.extend(self.disks.iter().map(|disk| format!("disk of {disk}")));
+        left
+    }
+
+    /// Hosts on which an instance has vCPUs that run.
+    pub(crate) fn runs_on(&self, instance: InstanceId) -> Vec<HostId> {
+        let runs = |held: &Held| held.domains.get(&instance) == Some(&InstanceState::Running);
+        self.hosts.iter().filter(|(_, held)| runs(held)).map(|(host, _)| *host).collect()
+    }
+
+    /// Whether a host gave one CPU to two instances.
+    pub(crate) fn has_double_pin(&self) -> bool {
+        self.hosts.values().any(|held| {
+            let mut seen = BTreeSet::new();
+            held.reservations.values().flat_map(Reservation::pinned_cpus).any(|cpu| !seen.insert(cpu))
+        })
+    }
+
+    fn due_fault(&mut self, request: &AgentRequest) -> Option<Fault> {
+        let looks = matches!(
+            request,
+            AgentRequest::Report | AgentRequest::Console { .. } | AgentRequest::InstanceState(_)
+        );
+        if looks {
+            return None;
+        }
+        self.requests.push(request.name());
+        let number = self.requests.len() - 1;
+        match self.fault {
+            Some((at, fault)) if at == number => self.fault.take().map(|_| fault),
+            _ => None,
+        }
+    }
+
+    fn report(&mut self, host: HostId) -> HostReport {
+        self.generation += 1;
+        let held = self.hosts.entry(host).or_default();
+        let state = |(instance, state): (&InstanceId, &InstanceState)| InstanceReport {
+            instance: *instance,
+            state: *state,
+        };
+        HostReport {
+            host,
+            generation: self.generation,
+            inventory: inventory(host),
+            instances: held.domains.iter().map(state).collect(),
+            reservations: held.reservations.values().cloned().collect(),
+            networks: held.networks.values().map(|vni| reported(*vni)).collect(),
+        }
+    }
+
+    /// What a real agent does, in a model.
+    fn act(&mut self, host: HostId, request: &AgentRequest) -> Result<AgentReply, RequestError> {
+        use AgentRequest as R;
+        let error = |kind, text: &str| Err(RequestError::new(kind, text));
+        if let R::Migrate(source) = request {
+            return self.migrate(host, source.instance, source.migration);
+        }
+        let held = self.hosts.entry(host).or_default();
+        match request {
+            R::Reserve(reservation) => {
+                let taken = held.reservations.values().filter(|r| r.instance != reservation.instance);
+                let taken: BTreeSet<u32> = taken.flat_map(Reservation::pinned_cpus).collect();
+                if reservation.pinned_cpus().any(|cpu| taken.contains(&cpu)) {
+                    return error(ErrorKind::Refused, "the CPU is taken");
+                }
+                held.reservations.insert(reservation.instance, reservation.clone());
+            }
+            R::Release(instance) => drop(held.reservations.remove(instance)),
+            R::CreateDisk(disk) => {
+                self.disks.insert(disk.instance);
+                return Ok(AgentReply::Disk { format: DiskFormat::Qcow2 });
+            }
+            R::DeleteDisk(instance) => drop(self.disks.remove(instance)),
+            R::EnsureNetwork(wanted) => drop(held.networks.insert(wanted.network, wanted.vni)),
+            R::RemoveNetwork { vni, .. } => held.networks.retain(|_, number| number != vni),
+            R::DefineInstance(spec) => {
+                if !held.reservations.contains_key(&spec.instance) {
+                    return error(ErrorKind::Conflict, "it holds no reservation");
+                }
+                held.domains.entry(spec.instance).or_insert(InstanceState::Stopped);
+            }
+            R::StartInstance(instance) | R::RebootInstance { instance, .. } => {
+                match held.domains.get_mut(instance) {
+                    Some(state) => *state = InstanceState::Running,
+                    None => return error(ErrorKind::NotFound, "no such domain"),
+                }
+            }
+            R::StopInstance { instance, .. } => {
+                if let Some(state) = held.domains.get_mut(instance) {
+                    *state = InstanceState::Stopped;
+                }
+            }
+            R::PauseInstance { instance, paused } => {
+                let next = if *paused { InstanceState::Paused } else { InstanceState::Running };
+                held.domains.insert(*instance, next);
+            }
+            R::RemoveInstance(instance) => drop(held.domains.remove(instance)),
+            R::PrepareMigration(target) => {
+                held.prepared.insert(target.migration);
+                return Ok(AgentReply::TargetReady(Box::new(ready(host))));
+            }
+            R::DiscardMigration { migration, .. } => drop(held.prepared.remove(migration)),
+            R::InstanceState(instance) => {
+                return Ok(AgentReply::State(held.domains.get(instance).copied()));
+            }
+            R::Report => return Ok(AgentReply::Report(Box::new(self.report(host)))),
+            R::CancelMigration(_) | R::Console { .. } | R::Migrate(_) => {}
+        }
+        Ok(AgentReply::Done)
+    }
+
+    fn migrate(
+        &mut self,
+        source: HostId,
+        instance: InstanceId,
+        migration: MigrationId,
+    ) -> Result<AgentReply, RequestError> {
+        let missing = |text: &str| Err(RequestError::new(ErrorKind::NotFound, text));
+        let Some(target) = self.hosts.iter().find(|(_, h)| h.prepared.contains(&migration)).map(|(h, _)| *h)
+        else {
+            return Err(RequestError::new(ErrorKind::Internal, "no target waits for it"));
+        };
+        let Some(state) = self.hosts.get_mut(&source).and_then(|held| held.domains.remove(&instance)) else {
+            return missing("no such domain");
+        };
+        self.hosts.entry(target).or_default().domains.insert(instance, state);
+        Ok(AgentReply::Migrated(MigrationOutcome { total_ms: 1, ..Default::default() }))
+    }
+}
+
+/// Two cells of two CPUs and 4 GiB.
+fn inventory(host: HostId) -> Inventory {
+    let cpu = |id| Cpu { id, package: 0, die: 0, core: i64::from(id), siblings: vec![id] };
+    let cell = |id: u32| Cell {
+        id,
+        cpus: vec![cpu(2 * id), cpu(2 * id + 1)],
+        memory_bytes: 4 << 30,
+        page_pools: vec![PagePool { size_kib: 4, total: 1 << 20 }],
+        distances: BTreeMap::new(),
+        shared_cpus: vec![2 * id, 2 * id + 1],
+        dedicated_cpus: vec![2 * id, 2 * id + 1],
+    };
+    Inventory {
+        hostname: format!("model-{}", host.short()),
+        agent_version: "model".into(),
+        kernel: "model".into(),
+        architecture: "x86_64".into(),
+        cpu_model: String::new(),
+        hypervisor: HypervisorInfo {
+            kind: "QEMU".into(),
+            libvirt_version: "11.3.0".into(),
+            version: "10.0.2".into(),
+            kvm: false,
+        },
+        cells: vec![cell(0), cell(1)],
+        reserved_memory_bytes: 0,
+        links: vec![],
+        underlay: Underlay { link: "eth0".into(), address: vtep(host), mtu: 1500 },
+        migration_address: None,
+        pools: vec![PoolReport {
+            name: "default".into(),
+            path: "/srv/godwit".into(),
+            total_bytes: 1 << 40,
+            free_bytes: 1 << 40,
+            reachable: true,
+        }],
+    }
+}
+
+fn vtep(host: HostId) -> IpAddr {
+    let [.., a, b] = *host.0.as_bytes();
+    IpAddr::V4(Ipv4Addr::new(198, 18, a, b))
+}
+
+fn reported(vni: u32) -> NetworkReported {
+    NetworkReported { vni, forwarding: vec![], flood: vec![] }
+}
+
+fn ready(host: HostId) -> TargetReady {
+    TargetReady {
+        address: SocketAddr::new(vtep(host), 8776),
+        server_name: quic::host_name(host),
+        domain_xml: "<domain/>".into(),
+        stream_token: "token".into(),
+    }
+}
+
+/// Locks the world; a panic elsewhere has ended the test already.
+pub(crate) fn lock(world: &SharedWorld) -> MutexGuard<'_, World> {
+    world.lock().unwrap()
+}
+
+/// An agent's life: connects, again and again, and answers from the model.
+pub(crate) async fn serve(host: HostId, identity: Identity, coordinator: SocketAddr, world: SharedWorld) {
+    let mut endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    endpoint.set_default_client_config(identity.quic_client().unwrap());
+    loop {
+        if let Ok(connecting) = endpoint.connect(coordinator, COORDINATOR_NAME)
+            && let Ok(connection) = connecting.await
+        {
+            let _ = converse(host, &connection, &world).await;
+            connection.close(0_u32.into(), b"");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn converse(
+    host: HostId,
+    connection: &Connection,
+    world: &SharedWorld,
+) -> Result<(), quic::ChannelError> {
+    let (mut send, mut receive) = connection.open_bi().await?;
+    quic::send(&mut send, &Hello { versions: vec![godwit_protocol::VERSION], host }).await?;
+    let welcome: Welcome = quic::receive(&mut receive).await?;
+    assert!(matches!(welcome, Welcome::Accepted { .. }), "{welcome:?}");
+    let mut beat = tokio::time::interval(Duration::from_millis(50));
+    let mut reported = String::new();
+    loop {
+        tokio::select! {
+            _ = beat.tick() => {
+                if lock(world).silent.contains(&host) {
+                    continue;
+                }
+                let (held, report) = {
+                    let mut world = lock(world);
+                    (format!("{:?}", world.hosts.get(&host)), world.report(host))
+                };
+                let heartbeat = Heartbeat { host, generation: 0, inventory_digest: 0 };
+                let _ = connection.send_datagram(frame_body(&heartbeat).into());
+                if held != reported {
+                    let mut stream = connection.open_uni().await?;
+                    quic::send(&mut stream, &report).await?;
+                    let _ = stream.finish();
+                    reported = held;
+                }
+            }
+            stream = connection.accept_bi() => {
+                let (mut send, mut receive) = stream?;
+                let request: AgentRequest = quic::receive(&mut receive).await?;
+                let Some(answer) = answer(host, &request, world) else { return Ok(()) };
+                quic::send(&mut send, &AgentMessage::Finished(answer)).await?;
+                let _ = send.finish();
+            }
+        }
+    }
+}
+
+fn frame_body(heartbeat: &Heartbeat) -> Vec<u8> {
+    frame::encode(heartbeat).unwrap().split_off(frame::HEADER_BYTES)
+}
+
+/// The model's answer; none: the channel breaks.
+fn answer(
+    host: HostId,
+    request: &AgentRequest,
+    world: &SharedWorld,
+) -> Option<Result<AgentReply, RequestError>> {
+    let mut world = lock(world);
+    let failed = || Some(Err(RequestError::new(ErrorKind::Internal, "a fault of the test's making")));
+    match world.due_fault(request) {
+        None => Some(world.act(host, request)),
+        Some(Fault::Refused) => failed(),
+        Some(Fault::Botched) => {
+            let _ = world.act(host, request);
+            failed()
+        }
+        Some(Fault::CutBefore) => None,
+        Some(Fault::CutAfter) => {
+            let _ = world.act(host, request);
+            None
+        }
+    }
+}
