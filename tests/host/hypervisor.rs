@@ -38,6 +38,7 @@ impl Rig {
         for words in ["ip link add gwb1001 type bridge", "ip link set gwb1001 mtu 1450 up"] {
             lab.host(1).exec(&words.split(' ').collect::<Vec<_>>()).expect("the bridge is made");
         }
+        lab.set_baseline().expect("the lab answers");
         let state = tempfile::tempdir().expect("is made");
         let libvirt = Libvirt::new(&lab.host(1).libvirt_uri(), Virtualization::Tcg, state.path().to_owned());
         let events = Arc::<Mutex<Vec<Event>>>::default();
@@ -157,6 +158,7 @@ fn a_guest_lives_from_its_definition_to_its_removal() {
         libvirt.remove(id).expect("it is forgotten");
     }
     assert_eq!(rig.state(&spec), None);
+    rig.pool.delete_disk(id).expect("its folder is removed");
     assert_eq!(rig.lab.leftovers().expect("the lab answers"), Vec::<String>::new());
 }
 
