@@ -137,14 +137,22 @@ impl Config {
         };
         let (first, last) = self.vni_range.split_once(':').ok_or_else(bad)?;
         let range = first.trim().parse().map_err(|_| bad())?..=last.trim().parse().map_err(|_| bad())?;
-        if *range.start() == 0 || *range.end() > 0xff_ffff || range.is_empty() { Err(bad()) } else { Ok(range) }
+        if *range.start() == 0 || *range.end() > 0xff_ffff || range.is_empty() {
+            Err(bad())
+        } else {
+            Ok(range)
+        }
     }
 
     fn check(&self) -> Result<(), ConfigError> {
         self.vnis()?;
         let value = |key, value: String, rule| Err(ConfigError::Value { key, value, rule });
         if !self.url.starts_with("https://") && !self.url.starts_with("http://") {
-            return value("url", self.url.clone(), "starts with https:// (or http:// behind a proxy of your own)");
+            return value(
+                "url",
+                self.url.clone(),
+                "starts with https:// (or http:// behind a proxy of your own)",
+            );
         }
         if !self.pool.is_absolute() {
             return value("pool", self.pool.display().to_string(), "an absolute path, the same on all hosts");
@@ -162,7 +170,11 @@ impl Config {
         if let Some(plain) = &self.plain_listen {
             let loopback = plain.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_loopback());
             if !loopback && !plain.starts_with("unix:/") {
-                return value("plain_listen", plain.clone(), "without TLS only 127.0.0.1:PORT, [::1]:PORT or unix:/path");
+                return value(
+                    "plain_listen",
+                    plain.clone(),
+                    "without TLS only 127.0.0.1:PORT, [::1]:PORT or unix:/path",
+                );
             }
         }
         Ok(())

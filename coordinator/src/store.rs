@@ -89,7 +89,9 @@ fn write(database: &mut sqlite::Database, queue: &mpsc::Receiver<Commit>, commit
     while let Ok(first) = queue.recv() {
         let batch: Vec<Commit> = std::iter::once(first).chain(queue.try_iter().take(QUEUE)).collect();
         if let Err(error) = database.commit(batch.iter().flat_map(|c| &c.rows)) {
-            eprintln!("godwit-coordinator: the state database failed: {error}; stopping so that nothing is answered that is not durable");
+            eprintln!(
+                "godwit-coordinator: the state database failed: {error}; stopping so that nothing is answered that is not durable"
+            );
             std::process::exit(74);
         }
         committed.fetch_add(1, Ordering::Relaxed);

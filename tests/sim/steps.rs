@@ -46,8 +46,7 @@ async fn life(fault: Option<(usize, Fault)>) -> Vec<&'static str> {
     }
     runs_where_it_says(&fleet, id, &told);
 
-    let change = power::stop(&fleet.app, id).await;
-    change.unwrap();
+    power::stop(&fleet.app, id).await.unwrap();
     if fleet.settled(id).await.unwrap().status == InstanceStatus::Stopped {
         power::start(&fleet.app, id).await.unwrap();
         fleet.settled(id).await.unwrap();
@@ -58,8 +57,7 @@ async fn life(fault: Option<(usize, Fault)>) -> Vec<&'static str> {
     delete_instance::request(&fleet.app, id).await.unwrap();
     assert!(fleet.settled(id).await.is_none(), "{told}");
     fleet.clean(&told).await;
-    let requests = lock(&fleet.world).requests.clone();
-    requests
+    lock(&fleet.world).requests.clone()
 }
 
 /// One host runs it, holds it, and is the one that the record names; its ports are plugged in there.

@@ -127,10 +127,9 @@ async fn delete(State(app): State<Shared>, caller: Caller, Path(id): Path<String
                     "Image {id} is protected and cannot be deleted; unset protected first."
                 )));
             }
-            let user = fleet
-                .instances
-                .values()
-                .find(|instance| instance.image.image == image.id && instance.status == InstanceStatus::Building);
+            let user = fleet.instances.values().find(|instance| {
+                instance.image.image == image.id && instance.status == InstanceStatus::Building
+            });
             if let Some(instance) = user {
                 return Err(Error::Conflict(format!(
                     "Image {id} is in use: instance {} is being made from it.",

@@ -1,3 +1,5 @@
+//! The placement API over a fleet in memory.
+
 use crate::api::compute::tests::Scene;
 use axum::http::Method;
 use serde_json::{Value, json};
