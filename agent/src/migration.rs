@@ -105,10 +105,11 @@ pub struct Migrations {
     outgoing: Mutex<HashMap<MigrationId, Cancel>>,
 }
 
-/// What a target has prepared.
+/// What a target has prepared. Dropped in this order: no stream reaches for a socket that is gone.
 struct Incoming {
     ready: TargetReady,
     _session: Session,
+    _folder: SocketFolder,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -159,10 +160,9 @@ impl Migrations {
         }
         let domain_xml = self.hypervisor.prepare(&target.spec, context)?;
         let streams = self.streams()?;
-        let folder = self.folder(target.migration);
-        create_folder(&folder)?;
-        let stream_token = random_token().map_err(folder_error("draw a secret for", &folder))?;
-        let sockets = Sockets { libvirt: self.libvirt_socket(), memory: sockets_in(&folder).memory };
+        let folder = SocketFolder::create(self.folder(target.migration))?;
+        let stream_token = random_token().map_err(folder_error("draw a secret for", &folder.0))?;
+        let sockets = Sockets { libvirt: self.libvirt_socket(), memory: folder.sockets().memory };
         let session = streams.await_streams(stream_token.clone(), sockets);
         let ready = TargetReady {
             address: streams.address(),
@@ -170,7 +170,8 @@ impl Migrations {
             domain_xml,
             stream_token,
         };
-        incoming.insert(target.migration, Incoming { ready: ready.clone(), _session: session });
+        let prepared = Incoming { ready: ready.clone(), _session: session, _folder: folder };
+        incoming.insert(target.migration, prepared);
         Ok(ready)
     }
 
@@ -201,9 +202,8 @@ impl Migrations {
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<MigrationOutcome, MigrationError> {
-        let folder = self.folder(source.migration);
-        create_folder(&folder)?;
-        let sockets = sockets_in(&folder);
+        let folder = SocketFolder::create(self.folder(source.migration))?;
+        let sockets = folder.sockets();
         let destination = Destination {
             address: source.target.address,
             server_name: source.target.server_name.clone(),
@@ -220,11 +220,6 @@ impl Migrations {
         let mut report = |figures| progress(Progress::Migration(figures));
         let outcome = self.hypervisor.migrate(source.instance, &route, &mut report, cancel);
         let failure = session.failure();
-        drop(session);
-        // The instance's fate is told first; a folder that stays is removed at the agent's next start.
-        if let Err(error) = remove_folder(&folder) {
-            tracing::warn!("{}", chain(&error));
-        }
         outcome.map_err(|source| match (failure, source) {
             (Some(failure), source @ HypervisorError::Failed { .. }) => {
                 MigrationError::Broken { failure, source }
@@ -283,32 +278,49 @@ impl Migrations {
     }
 }
 
-fn sockets_in(folder: &Path) -> Sockets {
-    Sockets { libvirt: folder.join("libvirt.sock"), memory: folder.join("memory.sock") }
-}
-
 fn folder_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MigrationError {
     let path = path.to_owned();
     move |source| MigrationError::Folder { action, path, source }
 }
 
-/// A folder that only root and QEMU may enter: what connects to its sockets is on its way into a guest's memory.
-fn create_folder(folder: &Path) -> Result<(), MigrationError> {
-    let create = || {
-        if let Some(parent) = folder.parent() {
+/// One migration's folder, which goes with it. Only root and QEMU may enter: what connects to its sockets is on its
+/// way into a guest's memory.
+struct SocketFolder(PathBuf);
+
+impl SocketFolder {
+    fn create(path: PathBuf) -> Result<Self, MigrationError> {
+        let folder = Self(path);
+        folder.make().map_err(folder_error("create", &folder.0))?;
+        Ok(folder)
+    }
+
+    fn make(&self) -> io::Result<()> {
+        if let Some(parent) = self.0.parent() {
             fs::create_dir_all(parent)?;
         }
-        match fs::DirBuilder::new().mode(0o700).create(folder) {
+        match fs::DirBuilder::new().mode(0o700).create(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
         let qemu = QEMU_USERS.iter().find_map(|name| nix::unistd::User::from_name(name).ok().flatten());
         match qemu.filter(|_| nix::unistd::geteuid().is_root()) {
-            Some(qemu) => std::os::unix::fs::chown(folder, Some(qemu.uid.as_raw()), None),
+            Some(qemu) => std::os::unix::fs::chown(&self.0, Some(qemu.uid.as_raw()), None),
             None => Ok(()),
         }
-    };
-    create().map_err(folder_error("create", folder))
+    }
+
+    fn sockets(&self) -> Sockets {
+        Sockets { libvirt: self.0.join("libvirt.sock"), memory: self.0.join("memory.sock") }
+    }
+}
+
+impl Drop for SocketFolder {
+    fn drop(&mut self) {
+        // A folder that stays is removed at the agent's next start.
+        if let Err(error) = remove_folder(&self.0) {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
 }
 
 fn remove_folder(folder: &Path) -> Result<(), MigrationError> {

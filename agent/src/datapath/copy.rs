@@ -255,7 +255,7 @@ fn send(
             chunk
         })
     });
-    transfer(reader, writer, method == Method::Direct, chunks, |length| {
+    transfer(reader, writer, size_bytes, method == Method::Direct, chunks, |length| {
         data_bytes += length;
         progress((data_bytes + holes.get()).min(size_bytes), size_bytes);
     })?;

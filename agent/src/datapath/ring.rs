@@ -16,7 +16,7 @@ pub(super) const BLOCK_BYTES: usize = 4096;
 pub(super) const CHUNK_BYTES: usize = 1 << 20;
 
 /// Lanes, the most first: fewer where the locked-memory limit of an ordinary user forbids more.
-const LANES: [usize; 3] = [32, 8, 2];
+const LANES: [u64; 3] = [32, 8, 2];
 
 /// A piece of data to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +40,12 @@ pub(super) enum TransferError {
     Write(io::Error),
 }
 
-/// Copies all `chunks` from `source` to `destination`; `copied` is told the length of each that is done.
+/// Copies all `chunks` of a file of `size_bytes` from `source` to `destination`; `copied` is told the length of each
+/// that is done.
 pub(super) fn transfer(
     source: File,
     destination: File,
+    size_bytes: u64,
     direct: bool,
     chunks: impl Iterator<Item = io::Result<Chunk>>,
     copied: impl FnMut(u64),
@@ -57,7 +59,7 @@ pub(super) fn transfer(
             chunks: RefCell::new(chunks),
             copied: RefCell::new(copied),
         };
-        let registry = register_buffers().map_err(TransferError::Setup)?;
+        let registry = register_buffers(size_bytes).map_err(TransferError::Setup)?;
         let buffers = (0..).map_while(|index| registry.check_out(index));
         let mut lanes: FuturesUnordered<_> = buffers.map(|buffer| transfer.run_lane(buffer)).collect();
         while let Some(lane) = lanes.next().await {
@@ -83,9 +85,11 @@ fn start_ring() -> io::Result<tokio_uring::Runtime> {
     }
 }
 
-fn register_buffers() -> io::Result<FixedBufRegistry<Vec<u8>>> {
+fn register_buffers(size_bytes: u64) -> io::Result<FixedBufRegistry<Vec<u8>>> {
     let mut refusal = io::ErrorKind::OutOfMemory.into();
+    let useful = size_bytes.div_ceil(CHUNK_BYTES as u64).max(1);
     for lanes in LANES {
+        let lanes = lanes.min(useful);
         // One block more than a chunk, so that an aligned chunk fits wherever the allocator puts it.
         let registry =
             FixedBufRegistry::new((0..lanes).map(|_| vec![0; CHUNK_BYTES + BLOCK_BYTES]).collect::<Vec<_>>());
