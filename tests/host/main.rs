@@ -4,5 +4,10 @@
 //! carries one lab.
 #![forbid(unsafe_code)]
 
+mod crashes;
+mod fleet;
 mod guest;
+mod guests;
+mod hypervisor;
 mod lab;
+mod libvirtd;
