@@ -17,9 +17,10 @@ use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
 use crate::fleet::{Change, Fleet};
 use axum::Router;
+use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, put};
+use axum::routing::{any, get, put};
 use godwit_protocol::id::ProjectId;
 use serde_json::{Value, json};
 
@@ -45,7 +46,8 @@ pub fn router() -> Router<Shared> {
         .route("/agents/{id}", get(agents::show))
         .route("/quotas/{project}", get(quotas::show))
         .route("/quotas/{project}/default", get(quotas::show))
-        .route("/quotas/{project}/details", get(quotas::details));
+        .route("/quotas/{project}/details", get(quotas::details))
+        .route("/{*path}", any(absent));
     Router::new().route("/", get(versions)).nest("/v2.0", v2)
 }
 
@@ -56,6 +58,13 @@ async fn versions(links: Links) -> Json<Value> {
         "status": "CURRENT",
         "links": [{ "rel": "self", "href": href }],
     }] }))
+}
+
+/// What the network service does not have, told by the name its clients ask by.
+async fn absent(Path(path): Path<String>) -> Fault {
+    let kind = path.split('/').next().unwrap_or_default().replace('-', " ");
+    let text = format!("There are no {kind} here: networks, subnets and ports are what this service has.");
+    Fault::new(StatusCode::NOT_FOUND, text)
 }
 
 async fn resources(links: Links) -> Json<Value> {

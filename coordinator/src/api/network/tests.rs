@@ -285,6 +285,9 @@ async fn agents_extensions_and_quotas_are_told_truthfully() {
         let path = format!("/extensions/{absent}");
         assert_eq!(scene.net(As::Admin, Method::GET, &path, Value::Null).await.status, 404, "{absent}");
     }
+    let answer = scene.net(As::Admin, Method::GET, "/security-groups?fields=id", Value::Null).await;
+    assert_eq!(answer.status, 404);
+    assert!(answer.json().to_string().contains("no security groups here"), "{:?}", answer.json());
     let project = scene.api.admin.1;
     let quota =
         scene.net(As::Admin, Method::GET, &format!("/quotas/{project}/details"), Value::Null).await.json();
