@@ -85,7 +85,8 @@ impl From<MigrationError> for RequestError {
         let text = chain(&error);
         let kind = match error {
             MigrationError::Hypervisor(error) => return error.into(),
-            MigrationError::Broken { .. } | MigrationError::Stream(_) => ErrorKind::Unavailable,
+            // Not worth the same request again: the other end has dropped what it was prepared for.
+            MigrationError::Broken { .. } | MigrationError::Stream(_) => ErrorKind::Internal,
             MigrationError::Folder { .. } => ErrorKind::Internal,
             MigrationError::UnderWay(_) => ErrorKind::Conflict,
             MigrationError::NotRunning(_) => ErrorKind::NotFound,

@@ -11,3 +11,7 @@ mod guests;
 mod hypervisor;
 mod lab;
 mod libvirtd;
+mod migrations;
+mod races;
+mod storage;
+mod trust;
