@@ -83,14 +83,16 @@ impl Scene {
     }
 
     /// All is healed: the migration ends, what is there agrees with it, h3 finds the guest, and it can move again.
-    fn end(&self, target: &Host) -> Value {
+    /// Returns its record, and the host that it left the guest on.
+    fn end(&self, target: &Host) -> (Value, String) {
         self.fleet.throttle(target, None);
         let migration = self.fleet.settle("one");
+        let home = self.home().name().to_owned();
         self.check_reachable();
         self.fleet.godwit(&["server", "migrate", "one", "--host", self.other().name(), "--wait"]);
         assert_eq!(self.fleet.settle("one")["status"], "completed");
         self.check_reachable();
-        migration
+        (migration, home)
     }
 
     /// h3 forwards to the host that has the guest, and the guest answers.
@@ -133,29 +135,35 @@ fn a_daemon_killed_while_memory_is_sent_leaves_the_server_on_one_host() {
     let (_, target) = scene.begin();
     scene.fleet.lab.coordinator().kill(KILL).expect("it is killed");
     scene.fleet.lab.coordinator().start().expect("it starts");
-    let migration = scene.end(target);
+    let (migration, _) = scene.end(target);
     assert_eq!(migration["status"], "completed", "the hosts went on by themselves: {migration:#}");
     scene.leave();
 }
 
 #[test]
-fn a_link_cut_while_memory_is_sent_fails_the_migration_and_the_guest_goes_on() {
+fn a_link_cut_while_memory_is_sent_leaves_the_guest_running_and_the_record_true() {
     let scene = Scene::set();
     for cut_source in [false, true] {
         let (source, target) = scene.begin();
         let cut = if cut_source { source } else { target };
         scene.fleet.lab.cut_link(cut).expect("is cut");
-        let gives_up = || {
-            let operations = scene.fleet.godwit(&["operation", "list", "--server", "one"]);
-            Ok(!operations.as_array().is_some_and(|all| all.iter().any(|one| one["phase"] == "running")))
-        };
-        let given_up = until("c0", "the operation's giving up", Duration::from_secs(120), gives_up);
+        // Only then may the link be healed: a stream that has not broken would go on. The coordinator may not hear
+        // of it before, when the host that knows is the one that is cut off.
+        let id = scene.server["id"].as_str().expect("has one");
+        let domain = format!("instance-{}", &id[..8]);
+        let gives_up = || Ok(source.exec(&["virsh", "domjobinfo", &domain])?.contains("None"));
+        let given_up = until(source.name(), "the source's giving up", Duration::from_secs(120), gives_up);
         scene.fleet.lab.heal_link(cut).expect("is healed");
-        given_up.unwrap_or_else(|error| panic!("{error}: {:#}", scene.fleet.godwit(&["operation", "list"])));
+        given_up.expect("it gives up");
         scene.fleet.wait_for_hosts();
-        let migration = scene.end(target);
-        assert_eq!(migration["status"], "failed", "{migration:#}");
+        let (migration, was_on) = scene.end(target);
+        // A target that is cut off fails it. A source that is cut off could not tell that it gave up, is asked
+        // again when it is back, and may send a second time.
+        let status = migration["status"].as_str().expect("has one");
+        assert!(status == "failed" || (cut_source && status == "completed"), "{migration:#}");
+        let has_it = if status == "failed" { source } else { target };
         assert_eq!(migration["source"].as_str(), Some(source.name()), "{migration:#}");
+        assert!(was_on == has_it.name(), "it is on {was_on}: {migration:#}");
     }
     scene.leave();
 }
