@@ -128,7 +128,8 @@ fn a_host_without_power_is_gone_and_comes_back_with_its_disks() {
     assert!(!status.success(), "what ran in the host ended with it");
     assert!(matches!(host.exec(&["true"]), Err(LabError::PoweredOff { .. })));
     // The kernel takes a namespace's links down a moment after its last process.
-    let silent = || Ok(!lab.host(2).output(&["ping", "-c", "1", "-W", "1", host.address()])?.status.success());
+    let silent =
+        || Ok(!lab.host(2).output(&["ping", "-c", "1", "-W", "1", host.address()])?.status.success());
     until("h2", "nobody's answering", Duration::from_secs(20), silent).expect("nobody answers");
 
     lab.power_on(host).expect("comes back");
