@@ -214,7 +214,13 @@ impl Host {
             &Setup { host_name: Some(self.name.clone()), mounts: self.mounts(), remove_at_end: None },
         )?;
         underlay.plug(&self.name, new.process())?;
-        let batch = format!("link set lo up\nlink set eth0 up\naddress add {}/24 dev eth0\n", self.address);
+        // A machine keeps its hardware address over a boot; others have it in their caches.
+        let last: u8 =
+            self.address.rsplit('.').next().and_then(|octet| octet.parse().ok()).unwrap_or_default();
+        let batch = format!(
+            "link set lo up\nlink set eth0 address 02:67:77:00:00:{last:02x} up\naddress add {}/24 dev eth0\n",
+            self.address
+        );
         let batch_file = self.file("boot.batch");
         folder::write(&batch_file, &batch)?;
         new.run(&["ip", "-batch", &batch_file.to_string_lossy()])?;
