@@ -14,10 +14,10 @@ impl Count {
     /// Adds what a line says, if it is a closing line of nextest ("Summary [   0.025s] 6 tests run: 5 passed (1
     /// slow), 1 failed, 0 skipped") or of cargo's own runner ("test result: ok. 5 passed; 0 failed; …").
     pub(super) fn read(&mut self, line: &str) {
-        let line = line.trim_start();
+        // Indented, cargo's line is what nextest shows of a test that failed, which its own line counts.
         let results = match line.strip_prefix("test result:") {
             Some(results) => results,
-            None if line.starts_with("Summary [") => match line.split_once("run:") {
+            None if line.trim_start().starts_with("Summary [") => match line.split_once("run:") {
                 Some((_, results)) => results,
                 None => return,
             },
