@@ -199,6 +199,8 @@ mod tests {
             host: None,
             target_host: None,
             admin_state_up: true,
+            port_security: true,
+            allowed_pairs: Vec::new(),
             tags: vec![],
             revision: 1,
             created_at: Time::UNIX_EPOCH,

@@ -1,5 +1,6 @@
 //! coordinator.toml.
 
+use godwit_protocol::network::Unknown;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,12 @@ pub struct Config {
     /// VXLAN's UDP port.
     #[serde(default = "default_vxlan_port")]
     pub vxlan_port: u16,
+    /// What becomes of a packet for an Ethernet address that no port has: `drop` or `flood`.
+    #[serde(default = "Unknown::drop")]
+    pub unknown_unicast: Unknown,
+    /// What becomes of a question for an IP address that no port has: `flood` or `drop`.
+    #[serde(default = "Unknown::flood")]
+    pub unknown_neighbours: Unknown,
     /// How much more may be promised than there is.
     #[serde(default)]
     pub overcommit: Overcommit,

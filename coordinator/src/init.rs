@@ -11,6 +11,7 @@ use crate::tokens::{HashError, hash_password, random};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use godwit_protocol::id::{ProjectId, UserId};
+use godwit_protocol::network::Unknown;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -189,6 +190,8 @@ fn settings_of(plan: &Plan) -> Result<Config, InitError> {
         pool: plan.pool.clone(),
         vni_range: "1001:2000".into(),
         vxlan_port: 4789,
+        unknown_unicast: Unknown::Drop,
+        unknown_neighbours: Unknown::Flood,
         overcommit: Overcommit::default(),
         heartbeat_ms: 1000,
         token_seconds: 3600,

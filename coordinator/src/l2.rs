@@ -2,6 +2,7 @@
 //! whole; the host compares it with its kernel and changes only what differs.
 
 use crate::app::{App, Shared};
+use crate::config::Config;
 use crate::fleet::network::{Network, Port};
 use crate::fleet::{Change, Fleet};
 use godwit_protocol::error::RequestError;
@@ -40,17 +41,26 @@ pub fn hosts_of(fleet: &Fleet, network: NetworkId) -> BTreeSet<HostId> {
 }
 
 /// All that `host` must know of `network`, or none when it has no port there.
-pub fn wanted(fleet: &Fleet, network: &Network, host: HostId, udp_port: u16) -> Option<NetworkWanted> {
+pub fn wanted(fleet: &Fleet, network: &Network, host: HostId, config: &Config) -> Option<NetworkWanted> {
     if !hosts_of(fleet, network.id).contains(&host) {
         return None;
     }
     let vtep = |id: &HostId| fleet.hosts.get(id)?.inventory.as_ref().map(|i| i.underlay.address);
     let addresses = |p: &Port| p.fixed_ips.iter().map(|ip| ip.address).collect::<Vec<IpAddr>>();
     let (mut ports, mut forwarding, mut flood) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let (mut macs, mut floating) = (BTreeSet::new(), BTreeSet::new());
     for port in fleet.ports.values().filter(|p| p.network == network.id) {
         if port.host == Some(host) || port.target_host == Some(host) {
-            ports.push(LocalPort { port: port.id, mac: port.mac, addresses: addresses(port) });
+            ports.push(LocalPort {
+                port: port.id,
+                mac: port.mac,
+                addresses: addresses(port),
+                port_security: port.port_security,
+                allowed_pairs: port.allowed_pairs.clone(),
+            });
         }
+        macs.insert(port.mac);
+        floating.extend(port.allowed_pairs.iter().map(|(mac, _)| *mac));
         for other in port.host.iter().chain(&port.target_host).filter(|h| **h != host) {
             flood.extend(vtep(other));
         }
@@ -58,15 +68,20 @@ pub fn wanted(fleet: &Fleet, network: &Network, host: HostId, udp_port: u16) -> 
             forwarding.push(Forwarding { mac: port.mac, addresses: addresses(port), vtep });
         }
     }
+    let subnets = fleet.subnets.values().filter(|s| s.network == network.id);
     Some(NetworkWanted {
         network: network.id,
         vni: network.vni,
         mtu: network.mtu,
-        udp_port,
+        udp_port: config.vxlan_port,
         generation: network.generation,
         ports,
         forwarding,
         flood: flood.into_iter().collect(),
+        floating: floating.difference(&macs).copied().collect(),
+        routers: subnets.filter_map(|s| s.gateway).filter(IpAddr::is_ipv6).collect(),
+        unknown_unicast: config.unknown_unicast,
+        unknown_neighbours: config.unknown_neighbours,
     })
 }
 
@@ -84,7 +99,7 @@ pub fn touched(fleet: &Fleet, network: NetworkId) -> Option<Change> {
 pub async fn ensure(app: &App, host: HostId, network: NetworkId) -> Result<(), RequestError> {
     let request = app.ledger.read(|fleet| {
         let record = fleet.networks.get(&network)?;
-        Some(match wanted(fleet, record, host, app.config.vxlan_port) {
+        Some(match wanted(fleet, record, host, &app.config) {
             Some(wanted) => AgentRequest::EnsureNetwork(wanted),
             None => AgentRequest::RemoveNetwork { network, vni: record.vni, generation: record.generation },
         })
@@ -141,13 +156,13 @@ pub async fn run(app: Shared) {
 }
 
 /// What a host has against what it should have, by network number; empty when they agree.
-pub fn drift(fleet: &Fleet, host: HostId, udp_port: u16) -> BTreeSet<NetworkId> {
+pub fn drift(fleet: &Fleet, host: HostId, config: &Config) -> BTreeSet<NetworkId> {
     let Some(report) = fleet.observed.get(&host).and_then(|o| o.report.as_ref()) else {
         return BTreeSet::new();
     };
     let reported: BTreeMap<u32, _> = report.networks.iter().map(|n| (n.vni, n)).collect();
     let differs =
-        |network: &&Network| match (wanted(fleet, network, host, udp_port), reported.get(&network.vni)) {
+        |network: &&Network| match (wanted(fleet, network, host, config), reported.get(&network.vni)) {
             (None, None) => false,
             (Some(wanted), Some(is)) => {
                 let want: BTreeSet<_> = wanted.forwarding.iter().map(|f| (f.mac, f.vtep)).collect();

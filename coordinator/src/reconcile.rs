@@ -188,11 +188,7 @@ fn repair(app: &Shared, host: HostId) {
 async fn make_as_wanted(app: &Shared, report: &HostReport) {
     let host = report.host;
     let (stale, networks, unknown) = app.ledger.read(|fleet| {
-        (
-            stale_reservations(fleet, report),
-            l2::drift(fleet, host, app.config.vxlan_port),
-            unknown_vnis(fleet, report),
-        )
+        (stale_reservations(fleet, report), l2::drift(fleet, host, &app.config), unknown_vnis(fleet, report))
     });
     networks.into_iter().for_each(|network| app.l2_changed(network));
     for instance in stale {

@@ -2,6 +2,7 @@
 
 use crate::id::{NetworkId, PortId};
 use crate::port::Mac;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -25,6 +26,41 @@ pub struct NetworkWanted {
     pub forwarding: Vec<Forwarding>,
     /// VTEPs of the other hosts that have a port here: where broadcast goes.
     pub flood: Vec<IpAddr>,
+    /// Ethernet addresses that may be at any port, by an allowed pair of it: they have no place of their own.
+    #[serde(default)]
+    pub floating: Vec<Mac>,
+    /// IPv6 addresses of routers: the gateways of the subnets.
+    #[serde(default)]
+    pub routers: Vec<IpAddr>,
+    /// What becomes of a packet for an Ethernet address that no port has.
+    #[serde(default = "Unknown::drop")]
+    pub unknown_unicast: Unknown,
+    /// What becomes of a question, by ARP or neighbour discovery, for an IP address that no port has.
+    #[serde(default = "Unknown::flood")]
+    pub unknown_neighbours: Unknown,
+}
+
+/// What a port does with what nobody has told it of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unknown {
+    /// It ends there, and is counted.
+    Drop,
+    /// It goes to every host with a port in the network.
+    Flood,
+}
+
+impl Unknown {
+    /// The policy for unknown unicast where none is set.
+    pub const fn drop() -> Self {
+        Self::Drop
+    }
+
+    /// The policy for unknown neighbours where none is set: an allowed pair's address has no place that a
+    /// coordinator could know.
+    pub const fn flood() -> Self {
+        Self::Flood
+    }
 }
 
 /// A port on this host.
@@ -36,6 +72,16 @@ pub struct LocalPort {
     pub mac: Mac,
     /// Its IP addresses.
     pub addresses: Vec<IpAddr>,
+    /// Whether it may send from these only, and no router advertisement or DHCP answer.
+    #[serde(default = "secure")]
+    pub port_security: bool,
+    /// What else it may send from: an Ethernet address with the IP addresses that go with it.
+    #[serde(default)]
+    pub allowed_pairs: Vec<(Mac, IpNet)>,
+}
+
+const fn secure() -> bool {
+    true
 }
 
 /// A port on another host, and where that is.

@@ -15,6 +15,7 @@ use godwit_protocol::host::Underlay;
 use godwit_protocol::id::{HostId, MigrationId, NetworkId};
 use godwit_protocol::image::DiskFormat;
 use godwit_protocol::instance::{ConfigDrive, InstanceState};
+use godwit_protocol::network::Unknown;
 use godwit_protocol::quic::Identity;
 use prometheus::Registry;
 
@@ -140,6 +141,10 @@ fn wanted(generation: u64) -> NetworkWanted {
         ports: Vec::new(),
         forwarding: Vec::new(),
         flood: vec![[198, 18, 0, 12].into()],
+        floating: Vec::new(),
+        routers: Vec::new(),
+        unknown_unicast: Unknown::Drop,
+        unknown_neighbours: Unknown::Flood,
     }
 }
 

@@ -117,6 +117,12 @@ pub struct Port {
     pub target_host: Option<HostId>,
     /// Whether traffic may pass.
     pub admin_state_up: bool,
+    /// Whether it may send from its own addresses and [`Self::allowed_pairs`] only.
+    #[serde(default = "secure")]
+    pub port_security: bool,
+    /// What else it may send from: an Ethernet address with the IP addresses that go with it.
+    #[serde(default)]
+    pub allowed_pairs: Vec<(Mac, IpNet)>,
     /// Labels.
     #[serde(default)]
     pub tags: Vec<String>,
@@ -126,4 +132,9 @@ pub struct Port {
     pub created_at: Time,
     /// When.
     pub updated_at: Time,
+}
+
+/// Ports of a record from before port security have it.
+const fn secure() -> bool {
+    true
 }

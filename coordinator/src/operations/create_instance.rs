@@ -302,6 +302,8 @@ fn port(
                 host: None,
                 target_host: None,
                 admin_state_up: true,
+                port_security: true,
+                allowed_pairs: Vec::new(),
                 tags: vec![],
                 revision: 1,
                 created_at: at,
@@ -322,9 +324,10 @@ pub(super) async fn build_networks(context: &Context, host: HostId) -> Result<()
     let networks: BTreeSet<NetworkId> =
         context.app.ledger.read(|fleet| fleet.ports_of(context.instance).iter().map(|p| p.network).collect());
     for network in networks {
-        let wanted = context.app.ledger.read(|fleet| {
-            l2::wanted(fleet, fleet.networks.get(&network)?, host, context.app.config.vxlan_port)
-        });
+        let wanted = context
+            .app
+            .ledger
+            .read(|fleet| l2::wanted(fleet, fleet.networks.get(&network)?, host, &context.app.config));
         if let Some(wanted) = wanted {
             context.ask(host, AgentRequest::EnsureNetwork(wanted)).await?;
         }

@@ -92,6 +92,8 @@ mod tests {
             host: Some(host),
             target_host: None,
             admin_state_up: true,
+            port_security: true,
+            allowed_pairs: Vec::new(),
             tags: vec![],
             revision: 0,
             created_at: now(),

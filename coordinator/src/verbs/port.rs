@@ -106,6 +106,8 @@ pub fn create(fleet: &Fleet, new: NewPort, now: Time) -> Decision<Port> {
         host: new.host,
         target_host: None,
         admin_state_up: true,
+        port_security: true,
+        allowed_pairs: Vec::new(),
         tags: Vec::new(),
         revision: 1,
         created_at: now,

@@ -7,7 +7,7 @@ use crate::network::sandbox::{add_host, in_namespace, in_sandbox, run, try_run};
 use crate::network::{Changes, HostNetwork, NetworkError};
 use godwit_protocol::error::ErrorKind;
 use godwit_protocol::id::{NetworkId, PortId};
-use godwit_protocol::network::{Forwarding, LocalPort, NetworkWanted};
+use godwit_protocol::network::{Forwarding, LocalPort, NetworkWanted, Unknown};
 use godwit_protocol::port::{Mac, tap_name};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -36,11 +36,21 @@ fn wanted(forwarding: &[(u8, u8)], flood: &[u8]) -> NetworkWanted {
         ports: vec![],
         forwarding: forwarding.iter().map(entry).collect(),
         flood: flood.iter().copied().map(vtep).collect(),
+        floating: vec![],
+        routers: vec![],
+        unknown_unicast: Unknown::Drop,
+        unknown_neighbours: Unknown::Flood,
     }
 }
 
 fn local_port(last: u8) -> LocalPort {
-    LocalPort { port: PortId(Uuid::from_u128(u128::from(last) << 120)), mac: mac(last), addresses: vec![] }
+    LocalPort {
+        port: PortId(Uuid::from_u128(u128::from(last) << 120)),
+        mac: mac(last),
+        addresses: vec![],
+        port_security: true,
+        allowed_pairs: vec![],
+    }
 }
 
 fn open(last: u8) -> Netlink {

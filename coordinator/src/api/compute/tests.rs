@@ -219,6 +219,8 @@ impl Scene {
             host: Some(self.host),
             target_host: None,
             admin_state_up: true,
+            port_security: true,
+            allowed_pairs: Vec::new(),
             tags: vec![],
             revision: 1,
             created_at: Time::UNIX_EPOCH,

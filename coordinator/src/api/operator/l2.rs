@@ -4,6 +4,7 @@ use super::only;
 use crate::api::context::Caller;
 use crate::api::fault::Answer;
 use crate::app::Shared;
+use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::fleet::host::Host;
 use crate::fleet::network::Network;
@@ -27,16 +28,16 @@ pub(super) async fn show(
         let id = key.parse().ok();
         let by_id = fleet.networks.values().filter(|n| Some(n.id) == id);
         let by_name = fleet.networks.values().filter(|n| n.name == key && id.is_none());
-        by_id.chain(by_name).map(|network| tables(fleet, network, app.config.vxlan_port)).collect::<Vec<_>>()
+        by_id.chain(by_name).map(|network| tables(fleet, network, &app.config)).collect::<Vec<_>>()
     });
     Ok(Json(only(found, "Network", &key)?))
 }
 
-fn tables(fleet: &Fleet, network: &Network, udp_port: u16) -> Value {
+fn tables(fleet: &Fleet, network: &Network, config: &Config) -> Value {
     let mut hosts: Vec<&Host> = fleet.hosts.values().collect();
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
     let row = |host: &&Host| {
-        let wanted = l2::wanted(fleet, network, host.id, udp_port);
+        let wanted = l2::wanted(fleet, network, host.id, config);
         let report = fleet.observed.get(&host.id).and_then(|o| o.report.as_ref());
         let reported = report.and_then(|r| r.networks.iter().find(|n| n.vni == network.vni));
         if wanted.is_none() && reported.is_none() {
@@ -63,7 +64,7 @@ fn tables(fleet: &Fleet, network: &Network, udp_port: u16) -> Value {
         "name": network.name,
         "vni": network.vni,
         "mtu": network.mtu,
-        "udp_port": udp_port,
+        "udp_port": config.vxlan_port,
         "generation": network.generation,
         "hosts": hosts.iter().filter_map(row).collect::<Vec<_>>(),
     })

@@ -240,6 +240,8 @@ async fn a_host_with_a_bound_port_cannot_be_removed_and_its_tables_are_shown() {
         host: Some(here),
         target_host: None,
         admin_state_up: true,
+        port_security: true,
+        allowed_pairs: Vec::new(),
         tags: vec![],
         revision: 0,
         created_at: at,
