@@ -4,11 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::fleet::{Fleet, KILL, address, forwarding, guests, kept_reservations, vxlan_packets};
-use godwit_tests::lab::{Host, until};
+use godwit_tests::lab::{Host, Pings, until};
 use serde_json::Value;
-
-/// Ctrl-C's signal, on which ping prints its count.
-const INTERRUPT: i32 = 2;
 
 /// The kernel's numbers of the pinned maps: a map that was made anew has another.
 fn pinned_maps(host: &Host) -> BTreeSet<String> {
@@ -36,7 +33,7 @@ fn a_guest_does_not_notice_that_its_agent_is_killed_and_started_again() {
     .expect("it boots");
 
     let before = (guests(here), pinned_maps(here), forwarding(here));
-    let ping = probe.spawn(&["ping", "-q", "-n", "-i", "0.005", &address]).expect("it starts");
+    let pings = Pings::start(&probe, &address, Duration::from_millis(5)).expect("they start");
     let mut counted = vxlan_packets(here);
     for _ in 0..3 {
         here.kill_agent(KILL).expect("it is killed");
@@ -55,10 +52,8 @@ fn a_guest_does_not_notice_that_its_agent_is_killed_and_started_again() {
         counted = now;
         assert_eq!((guests(here), pinned_maps(here), forwarding(here)), before);
     }
-    ping.signal(INTERRUPT).expect("it runs");
-    let said = ping.finish().expect("it ends").stdout;
-    let said = String::from_utf8_lossy(&said);
-    assert!(said.contains(" 0% packet loss"), "{said}");
+    let heard = pings.finish().expect("they end");
+    assert!(heard.sent > 0 && heard.lost == 0, "{heard:?}");
     assert_eq!(fleet.server("one").expect("is there")["status"], "ACTIVE");
     fleet.end_probe(probe, there);
     fleet.clean();

@@ -18,6 +18,7 @@ mod host;
 mod leftovers;
 mod lock;
 mod namespace;
+mod pings;
 mod probe;
 mod underlay;
 
@@ -33,6 +34,7 @@ pub use host::{Host, Running, STATE_FOLDER};
 use host::{Site, locked};
 use lock::LabLock;
 use namespace::line;
+pub use pings::{Heard, Pings};
 pub use probe::{Probe, ProbePort, tap_name};
 use underlay::Underlay;
 

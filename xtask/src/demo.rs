@@ -1,7 +1,6 @@
 //! `cargo xtask demo`: Godwit's main job on real hosts, each command printed before it runs.
 
 mod facts;
-mod ping;
 mod stage;
 
 use crate::command::{self, CommandError};
@@ -152,7 +151,7 @@ fn show(lab: &Lab, image: &std::path::Path, started: Instant) -> Result<Facts, D
     stage.metrics(&one.host)?;
 
     stage.act("Server one moves to the other server's host while h3 pings it every 10 ms");
-    let pings = ping::start(&probe, &one.address)?;
+    let pings = stage.pings(&probe, &one)?;
     let migration = stage.migrate("one", &two.host);
     // The pings run on for a moment, so that what the move left behind would show.
     std::thread::sleep(std::time::Duration::from_secs(1));

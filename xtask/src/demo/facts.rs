@@ -1,7 +1,7 @@
 //! What the demo found out, for a person and for a script.
 
 use super::DemoError;
-use super::ping::Heard;
+use godwit_tests::lab::Heard;
 use serde_json::{Map, Value, json};
 use std::time::Instant;
 

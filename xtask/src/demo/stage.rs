@@ -1,7 +1,7 @@
 //! Commands as a user types them, shown and run.
 
 use super::DemoError;
-use godwit_tests::lab::{Lab, LabError, POOL, Probe, ProbePort, until};
+use godwit_tests::lab::{Lab, LabError, POOL, Pings, Probe, ProbePort, until};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -121,6 +121,12 @@ impl<'a> Stage<'a> {
         println!("h3$ ssh root@{} {line}", server.address);
         print!("{}", probe.exec(&ssh_words(&self.key_outside(key), &server.address, line))?);
         Ok(())
+    }
+
+    /// Starts pinging a guest every 10 ms.
+    pub(super) fn pings(&self, probe: &Probe, server: &Server) -> Result<Pings, DemoError> {
+        println!("h3$ ping -D -n -i 0.01 {} &", server.address);
+        Ok(Pings::start(probe, &server.address, Duration::from_millis(10))?)
     }
 
     /// The key as the probe sees it: the probe shares the files of the machine, not those of c0.
