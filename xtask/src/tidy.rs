@@ -1,11 +1,13 @@
 //! `cargo xtask tidy`: the rules of docs/architecture.md that a compiler does not check.
 //!
-//! Crate arrows, where outside crates may be named, module docs, file length, and words that have no place in
-//! the project.
+//! Crate arrows, where outside crates may be named, module docs, file length, words that have no place in the
+//! project, and promises without their test.
 
 mod arrows;
+mod promises;
 mod sources;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::command::{self, CommandError};
@@ -41,9 +43,16 @@ pub(crate) fn run(_: &Arguments) -> Result<(), TidyError> {
     let root = command::workspace();
     let mut findings = arrows::check(root)?;
     let files = files(root)?;
+    let mut functions = HashSet::new();
     for path in &files {
         let Ok(text) = std::fs::read_to_string(root.join(path)) else { continue };
         findings.extend(sources::check(path, &text));
+        if path.ends_with(".rs") {
+            functions.extend(promises::functions(&text));
+        }
+    }
+    if let Ok(text) = std::fs::read_to_string(root.join(promises::FILE)) {
+        findings.extend(promises::check(&text, &functions));
     }
     for Finding { file, line, advice } in &findings {
         match line {
