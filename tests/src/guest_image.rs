@@ -5,7 +5,7 @@
 //! line `GODWIT-GUEST ready hostname=… address=… uptime=…` to its serial console, and answers ping and SSH. It
 //! powers off when its power button is pressed. Nothing it writes is kept: its root lies in memory.
 
-mod cpio;
+pub(crate) mod cpio;
 mod kernel;
 
 use std::collections::hash_map::DefaultHasher;
@@ -37,7 +37,7 @@ const SYSLINUX: &str = "SERIAL 0 115200\nDEFAULT guest\nPROMPT 0\nLABEL guest\n 
                         APPEND console=ttyS0 quiet panic=1 mitigations=off random.trust_cpu=on\n";
 const MODULES: [&str; 8] =
     ["virtio_blk", "virtio_net", "virtio_rng", "ahci", "sr_mod", "isofs", "button", "evdev"];
-const BUSYBOX: &str = "/usr/bin/busybox";
+pub(crate) const BUSYBOX: &str = "/usr/bin/busybox";
 const DROPBEAR: &str = "/usr/sbin/dropbear";
 const MBR: &str = "/usr/lib/syslinux/mbr/mbr.bin";
 
@@ -234,15 +234,15 @@ fn libraries(ldd: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, GuestImageError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, GuestImageError> {
     std::fs::read(path).map_err(|source| GuestImageError::Read { path: path.to_path_buf(), source })
 }
 
-fn output(command: &mut Command) -> Result<String, GuestImageError> {
+pub(crate) fn output(command: &mut Command) -> Result<String, GuestImageError> {
     feed(command, &[]).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn filter(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, GuestImageError> {
+pub(crate) fn filter(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, GuestImageError> {
     feed(Command::new(program).args(arguments), input)
 }
 

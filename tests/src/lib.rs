@@ -5,6 +5,7 @@
 
 pub mod guest_image;
 pub mod lab;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 

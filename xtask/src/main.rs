@@ -1,4 +1,4 @@
-//! Godwit's project commands: `cargo xtask setup | demo | test | tidy | bench | oracle`.
+//! Godwit's project commands: `cargo xtask setup | demo | test | tidy | bench | oracle | vm`.
 //!
 //! This crate imports none of Godwit's own crates but the lab's library, so that it builds on a machine
 //! where `setup` has not yet installed what the daemons need.
@@ -11,6 +11,7 @@ mod oracle;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Task {
     Test(test::Arguments),
     /// Check crate arrows, module docs, file length and forbidden words
     Tidy(tidy::Arguments),
+    /// Boot a VM of Debian's own kernel to look around in
+    Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Setup(arguments) => setup::run(&arguments).map_err(Into::into),
         Task::Test(arguments) => test::run(&arguments).map_err(Into::into),
         Task::Tidy(arguments) => tidy::run(&arguments).map_err(Into::into),
+        Task::Vm(arguments) => vm::run(&arguments).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

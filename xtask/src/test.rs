@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// Run this suite only, without the checks of the text
     #[arg(long, value_enum, value_name = "SUITE")]
     only: Option<Suite>,
-    /// Also the suite that runs a kernel of its own in QEMU (minutes)
+    /// All of the suite that runs another kernel in QEMU (minutes), not its core only
     #[arg(long)]
     vm: bool,
 }
@@ -124,6 +124,9 @@ struct Target {
     kind: Vec<String>,
 }
 
+/// Where in the suite `vm` the tests are that run every time.
+const VM_CORE: &str = "core::";
+
 /// Every package, with what is optional in it.
 const EVERYTHING: [&str; 3] = ["--workspace", "--features", "godwit-tests/oracle"];
 
@@ -135,8 +138,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), TestError> {
         Some(suite) => vec![suite],
         None => {
             check_text()?;
-            let all = [Suite::Unit, Suite::Sim, Suite::Oracle, Suite::Host, Suite::Clients, Suite::Vm];
-            all.into_iter().filter(|suite| *suite != Suite::Vm || arguments.vm).collect()
+            vec![Suite::Unit, Suite::Sim, Suite::Oracle, Suite::Host, Suite::Clients, Suite::Vm]
         }
     };
     println!("test: building");
@@ -147,11 +149,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), TestError> {
     for suite in suites {
         println!("test: suite {}", suite.name());
         let mut count = Count::default();
-        let mut passed = run_tests(&EVERYTHING, &suite.targets()?, suite.is_serial(), &mut count)?;
+        let whole = arguments.vm || arguments.only.is_some();
+        let filter = if suite == Suite::Vm && !whole { Some(VM_CORE) } else { None };
+        let mut passed = run_tests(&EVERYTHING, &suite.targets()?, filter, suite.is_serial(), &mut count)?;
         if suite == Suite::Unit {
             // A workspace of its own, whose programs no test runner can run; what they share it can.
             let ebpf = ["--manifest-path", "ebpf/Cargo.toml", "-p", "godwit-ebpf-common"];
-            passed &= run_tests(&ebpf, &[], false, &mut count)?;
+            passed &= run_tests(&ebpf, &[], None, false, &mut count)?;
         }
         if count.run() == 0 {
             println!("test: suite {} ran no test", suite.name());
@@ -186,10 +190,11 @@ fn check_text() -> Result<(), TestError> {
         .map_err(|source| TestError::Lints { source })
 }
 
-/// Runs the tests of a selection, shows what they print, and adds to `count`; says whether all passed.
+/// Runs the tests of a selection, those whose names hold `filter`, shows what they print, and adds to `count`; says whether all passed.
 fn run_tests(
     packages: &[&str],
     targets: &[String],
+    filter: Option<&str>,
     serial: bool,
     count: &mut Count,
 ) -> Result<bool, TestError> {
@@ -198,14 +203,14 @@ fn run_tests(
     let nextest = command::succeeds(command::cargo().args(["nextest", "--version"]));
     if nextest {
         cargo.args(["nextest", "run", "--no-fail-fast", "--no-tests=pass"]).args(packages).args(targets);
-        cargo.args(["--status-level", "slow", "--final-status-level", "fail"]);
+        cargo.args(["--status-level", "slow", "--final-status-level", "fail"]).args(filter);
         if serial {
             cargo.arg("--test-threads=1");
         }
     } else {
-        cargo.args(["test", "--no-fail-fast", "--quiet"]).args(packages).args(targets);
+        cargo.args(["test", "--no-fail-fast", "--quiet"]).args(packages).args(targets).arg("--").args(filter);
         if serial {
-            cargo.args(["--", "--test-threads=1"]);
+            cargo.arg("--test-threads=1");
         }
     }
     // nextest reports on stderr and cargo's runner on stdout; the other one goes where this process's goes.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 /// An archive in the making. Folders appear by themselves, before what they hold.
 #[derive(Default)]
-pub(super) struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     folders: BTreeSet<String>,
     entries: u32,
@@ -17,29 +17,29 @@ const LINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
 impl Archive {
-    pub(super) fn folder(&mut self, path: &str, mode: u32) {
+    pub(crate) fn folder(&mut self, path: &str, mode: u32) {
         self.parents(path);
         if self.folders.insert(path.to_owned()) {
             self.entry(path, FOLDER | mode, (0, 0), &[]);
         }
     }
 
-    pub(super) fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
+    pub(crate) fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
         self.parents(path);
         self.entry(path, FILE | mode, (0, 0), content);
     }
 
-    pub(super) fn link(&mut self, path: &str, to: &str) {
+    pub(crate) fn link(&mut self, path: &str, to: &str) {
         self.parents(path);
         self.entry(path, LINK | 0o777, (0, 0), to.as_bytes());
     }
 
-    pub(super) fn character_device(&mut self, path: &str, major: u32, minor: u32) {
+    pub(crate) fn character_device(&mut self, path: &str, major: u32, minor: u32) {
         self.parents(path);
         self.entry(path, CHARACTER_DEVICE | 0o600, (major, minor), &[]);
     }
 
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }

@@ -49,6 +49,8 @@ const BASE: &[Package] = &[
     package("dosfstools", "", "the guest image's file system"),
     package("mtools", "", "the guest image's files, without a mount"),
     package("xz-utils", "", "unpacks the guest image's kernel modules"),
+    package("mmdebstrap", "", "fills the root image of test VMs"),
+    package("e2fsprogs", "", "the file system of test VMs, without a mount"),
     package("xorriso", "", "reads and writes config drives in tests"),
     package("python3", "", "runs the unmodified OpenStack clients"),
 ];

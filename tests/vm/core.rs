@@ -1,0 +1,3 @@
+//! The part that `cargo xtask test` runs every time.
+
+mod frame;
