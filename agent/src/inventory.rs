@@ -199,7 +199,21 @@ impl Tree<'_> {
             die: self.number(&file("die_id"))?.unwrap_or(UNTOLD),
             core: self.number(&file("core_id"))?.unwrap_or(UNTOLD),
             siblings: siblings.into_iter().collect(),
+            l3: self.l3(cpu)?,
         })
+    }
+
+    /// The lowest CPU under the same level 3 cache (Documentation/ABI/testing/sysfs-devices-system-cpu).
+    fn l3(&self, cpu: u32) -> Result<Option<u32>, InventoryError> {
+        let folder = format!("sys/devices/system/cpu/cpu{cpu}/cache");
+        for index in self.numbered(&folder, "index")? {
+            let file = |name: &str| format!("{folder}/index{index}/{name}");
+            if self.number(&file("level"))? == Some(3) {
+                let sharers = self.set(&file("shared_cpu_list"), &file("shared_cpu_map"))?;
+                return Ok(sharers.and_then(|cpus| cpus.first().copied()));
+            }
+        }
+        Ok(None)
     }
 
     fn node(&self, node: u32, nodes: &BTreeSet<u32>, online: &BTreeSet<u32>) -> Result<Cell, InventoryError> {

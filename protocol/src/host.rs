@@ -80,6 +80,10 @@ pub struct Cpu {
     pub core: i64,
     /// Hardware threads of the same core, this one included.
     pub siblings: Vec<u32>,
+    /// The lowest-numbered CPU of those that share its level 3 cache, itself perhaps; none when the kernel tells of
+    /// no such cache.
+    #[serde(default)]
+    pub l3: Option<u32>,
 }
 
 /// Pages of one size in a cell.

@@ -12,7 +12,14 @@ fn host() -> Capacity {
     let cell = |id: u32, huge_pages: u64| Cell {
         id,
         cpus: (id * 4..id * 4 + 4)
-            .map(|cpu| Cpu { id: cpu, package: 0, die: 0, core: i64::from(cpu), siblings: vec![cpu] })
+            .map(|cpu| Cpu {
+                id: cpu,
+                package: 0,
+                die: 0,
+                core: i64::from(cpu),
+                siblings: vec![cpu],
+                l3: None,
+            })
             .collect(),
         memory_bytes: 8 * GIB,
         page_pools: vec![

@@ -1,5 +1,8 @@
 //! A host's NUMA cell with what is in use of it, and how usage is added and taken back.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use thiserror::Error;
 
 use super::cpu_set::CpuSet;
@@ -9,7 +12,7 @@ use super::guest::{CpuPolicy, ThreadPolicy};
 pub(super) const KIB_PER_MIB: u64 = 1024;
 
 /// Pages of one size in a cell. Free are those neither used nor reserved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PagePool {
     /// Page size in KiB.
     pub size_kib: u64,
@@ -35,7 +38,7 @@ impl PagePool {
 }
 
 /// A NUMA cell of a host.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Cell {
     /// The kernel's number; numbers may be sparse.
     pub id: u32,
@@ -51,13 +54,36 @@ pub struct Cell {
     pub shared_cpus: CpuSet,
     /// vCPUs that float there already; may be more than there are CPUs.
     pub shared_cpus_used: u32,
-    /// Cores: the hardware threads of each. A CPU in none is a core of its own.
-    pub cores: Vec<CpuSet>,
+    /// Cores: the hardware threads of each. A CPU in none is a core of its own. Hosts of one kind share them.
+    pub cores: Arc<[CpuSet]>,
+    /// CPUs under each level 3 cache; empty when the host does not tell.
+    pub caches: Arc<[CpuSet]>,
+    /// Distances to the host's cells by their numbers (ACPI SLIT, 10 is the cell itself); empty when untold.
+    pub distances: Arc<BTreeMap<u32, u32>>,
+    /// Whether the host's packets leave from here: the underlay's device hangs on this cell.
+    pub has_underlay: bool,
     /// Page pools by size; empty when the host tells no page sizes.
     pub page_pools: Vec<PagePool>,
 }
 
 impl Cell {
+    /// The distance to another cell, by the kernel's convention for hosts that tell none.
+    pub fn distance_to(&self, other: u32) -> u32 {
+        let untold = if other == self.id { 10 } else { 20 };
+        self.distances.get(&other).copied().unwrap_or(untold)
+    }
+
+    /// Whether it has CPUs at all. Memory of a cell without any (HBM, CXL, a device's) is nothing that a guest gets
+    /// unasked.
+    pub fn has_cpus(&self) -> bool {
+        !(self.shared_cpus.is_empty() && self.dedicated_cpus.is_empty() && self.cores.is_empty())
+    }
+
+    /// How many dedicated CPUs are not in use.
+    pub fn free_cpu_count(&self) -> u32 {
+        self.dedicated_cpus.len() - self.dedicated_cpus.intersection_len(&self.pinned_cpus)
+    }
+
     /// Dedicated CPUs that are not in use.
     pub fn free_cpus(&self) -> CpuSet {
         self.dedicated_cpus.difference(&self.pinned_cpus)

@@ -100,6 +100,12 @@ impl CpuSet {
         self.words.iter().zip(&other.words).map(|(a, b)| (a & b).count_ones()).sum()
     }
 
+    /// How many CPUs of this set are in `also` and not in `except`, without building a set.
+    pub fn count_where(&self, also: &Self, except: &Self) -> u32 {
+        let words = self.words.iter().zip(&also.words).enumerate();
+        words.map(|(at, (a, b))| (a & b & !except.words.get(at).unwrap_or(&0)).count_ones()).sum()
+    }
+
     /// Adds all CPUs of the other set.
     pub fn extend_from(&mut self, other: &Self) {
         if self.words.len() < other.words.len() {
@@ -277,6 +283,9 @@ mod tests {
             prop_assert_eq!(left.intersection_len(&right) as usize, a.intersection(&b).count());
             prop_assert_eq!(left.intersection(&right), a.intersection(&b).copied().collect());
             prop_assert_eq!(left.difference(&right), a.difference(&b).copied().collect());
+            let low: CpuSet = (0..100).collect();
+            let expected = a.intersection(&b).filter(|cpu| **cpu >= 100).count();
+            prop_assert_eq!(left.count_where(&right, &low) as usize, expected);
             let mut both = left.clone();
             both.extend_from(&right);
             prop_assert_eq!(both, a.union(&b).copied().collect());

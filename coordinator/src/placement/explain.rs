@@ -32,6 +32,8 @@ pub enum Rule {
     MemoryFree,
     /// The host has as many cells as the guest.
     CellCount,
+    /// The cell has CPUs, or the guest cell has no vCPUs.
+    CellCpus,
     /// The cell has pages of a size that is asked for.
     PageSizeSupported,
     /// The guest cell's memory is a whole number of pages.
@@ -84,6 +86,7 @@ impl Rule {
             Self::MemoryTotal => ("memory_total", "more memory than the host has"),
             Self::MemoryFree => ("memory_free", "not enough free memory"),
             Self::CellCount => ("cell_count", "fewer cells than the guest has"),
+            Self::CellCpus => ("cell_cpus", "the cell has memory only"),
             Self::PageSizeSupported => ("page_size_supported", "no pages of the size asked for"),
             Self::PageAlignment => ("page_alignment", "the memory is no whole number of pages"),
             Self::PagesFree => ("pages_free", "not enough free pages"),

@@ -3,11 +3,13 @@
 //! Whether one guest cell fits one host cell does not depend on the others, so the map is a bipartite matching:
 //! exact, and polynomial where trying permutations is not.
 
-use super::cell::Cell;
+use super::cell::{Cell, PagePool};
 use super::cpu_set::CpuSet;
 use super::explain::{CellPair, FitError, Quantity, Rule, Shortfall};
 use super::guest::{Guest, GuestCell, PageSize};
+use super::matching::{MAX_CELLS, Matching};
 use super::pinning::{self, Pinning};
+use super::prefer;
 
 /// How far shared CPUs and memory may be overcommitted. A ratio that is no number allows nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,6 +63,10 @@ pub struct PlacedCell {
 }
 
 /// Fits a guest into a host's cells. The same arguments always give the same answer.
+///
+/// Of all right answers it takes one whose cells are near one another and near the underlay's device, then one that
+/// breaks the fewest sibling groups and runs of huge pages, then the least used cells (or the most used). Guests that
+/// share CPUs go to the least used cells first.
 pub fn fit(
     hosts: &[Cell],
     guest: &Guest,
@@ -68,21 +74,38 @@ pub fn fit(
     order: Order,
 ) -> Result<Vec<PlacedCell>, FitError> {
     let count = |cells: usize| Quantity::Cells(cells as u64);
-    if hosts.len() < guest.cells.len() {
-        return Err(Shortfall::new(Rule::CellCount, count(guest.cells.len()), count(hosts.len())).into());
+    let guests = guest.cells.len();
+    if hosts.len().min(MAX_CELLS) < guests {
+        let have = count(hosts.len().min(MAX_CELLS));
+        return Err(Shortfall::new(Rule::CellCount, count(guests), have).into());
     }
-    let hosts = in_order(hosts, guest, order);
-    let mut candidates = Vec::with_capacity(guest.cells.len());
-    for index in 0..guest.cells.len() {
-        candidates.push(candidates_of(&hosts, guest, index, limits)?);
+    let mut matching = Matching::new(guests, hosts.len());
+    for index in 0..guests {
+        if let Some(twin) = (0..index).find(|&twin| same_needs(guest, twin, index)) {
+            matching.allow_as(twin, index);
+            continue;
+        }
+        for at in fitting(hosts, guest, index, limits)? {
+            matching.allow(index, at);
+        }
     }
-    let chosen = Matching::new(&candidates).solve();
+    let chosen = prefer::choose(hosts, guest, &matching, order);
     let matched = chosen.iter().flatten().count();
-    if matched < guest.cells.len() {
-        return Err(Shortfall::new(Rule::CellMatching, count(guest.cells.len()), count(matched)).into());
+    if matched < guests {
+        return Err(Shortfall::new(Rule::CellMatching, count(guests), count(matched)).into());
     }
     let placed = guest.cells.iter().enumerate().zip(chosen.into_iter().flatten());
-    Ok(placed.map(|((index, cell), host)| place_cell(hosts[host], guest, index, cell)).collect())
+    Ok(placed.map(|((index, cell), host)| place_cell(&hosts[host], guest, index, cell)).collect())
+}
+
+/// Whether two guest cells need the same of a host cell, whatever their vCPUs are called.
+fn same_needs(guest: &Guest, a: usize, b: usize) -> bool {
+    let needs = |index: usize| {
+        let cell = &guest.cells[index];
+        let policies = (cell.page_size, cell.cpu_policy, cell.thread_policy);
+        (cell.shared.len(), cell.dedicated.len(), cell.memory_mib, policies, guest.emulator_cpus(index))
+    };
+    needs(a) == needs(b)
 }
 
 fn place_cell(host: &Cell, guest: &Guest, index: usize, cell: &GuestCell) -> PlacedCell {
@@ -96,30 +119,9 @@ fn place_cell(host: &Cell, guest: &Guest, index: usize, cell: &GuestCell) -> Pla
     }
 }
 
-/// The host's cells in the order of preference. It only matters when the guest leaves some cells free.
-fn in_order<'h>(hosts: &'h [Cell], guest: &Guest, order: Order) -> Vec<&'h Cell> {
-    let mut ordered: Vec<&Cell> = hosts.iter().collect();
-    if hosts.len() > guest.cells.len() {
-        let pinned = guest.cells.first().is_some_and(GuestCell::pins);
-        // The smaller, the less used.
-        let usage = |cell: &&Cell| {
-            let memory = i128::from(cell.memory_used_mib) - i128::from(cell.memory_mib);
-            match pinned {
-                true => (-i64::from(cell.free_cpus().len()), memory),
-                false => (i64::from(cell.shared_cpus_used), memory),
-            }
-        };
-        match order {
-            Order::Spread => ordered.sort_by_cached_key(usage),
-            Order::Pack => ordered.sort_by_cached_key(|cell| std::cmp::Reverse(usage(cell))),
-        }
-    }
-    ordered
-}
-
 /// The host cells (by index) that could hold guest cell `index` alone; else why the nearest of them cannot.
-fn candidates_of(
-    hosts: &[&Cell],
+fn fitting(
+    hosts: &[Cell],
     guest: &Guest,
     index: usize,
     limits: Option<&Limits>,
@@ -150,6 +152,10 @@ pub fn check_cell(
     emulator: u32,
     limits: Option<&Limits>,
 ) -> Result<(), Shortfall> {
+    let vcpus = u64::from(guest.shared.len()) + u64::from(guest.dedicated.len());
+    if vcpus > 0 && !host.has_cpus() {
+        return Err(Shortfall::new(Rule::CellCpus, Quantity::Vcpus(vcpus), Quantity::Cpus(0)));
+    }
     check_memory(host, guest)?;
     if guest.floats() {
         check_shared_total(host, guest)?;
@@ -190,17 +196,16 @@ fn check_memory(host: &Cell, guest: &GuestCell) -> Result<(), Shortfall> {
 /// The page size in KiB that serves the guest cell's request here: the largest that does.
 pub fn page_size(host: &Cell, guest: &GuestCell) -> Result<u64, Shortfall> {
     let wish = guest.page_size.unwrap_or(PageSize::Any);
-    let mut pools = host.page_pools.clone();
-    pools.sort_by_key(|pool| std::cmp::Reverse(pool.size_kib));
-    let asked = match wish {
-        PageSize::Small => &pools[pools.len().saturating_sub(1)..],
-        PageSize::Large => &pools[..pools.len().saturating_sub(1)],
-        PageSize::Any => &pools[..],
-        PageSize::Kib(kib) => {
-            pools.retain(|pool| pool.size_kib == kib);
-            &pools[..]
-        }
+    let mut asked: Vec<&PagePool> = match wish {
+        PageSize::Kib(kib) => host.page_pools.iter().filter(|pool| pool.size_kib == kib).collect(),
+        PageSize::Small | PageSize::Large | PageSize::Any => host.page_pools.iter().collect(),
     };
+    asked.sort_by_key(|pool| std::cmp::Reverse(pool.size_kib));
+    match wish {
+        PageSize::Small => drop(asked.drain(..asked.len().saturating_sub(1))),
+        PageSize::Large => drop(asked.pop()),
+        PageSize::Any | PageSize::Kib(_) => {}
+    }
     let mut nearest = None;
     for pool in asked {
         let pages = |count| Quantity::Pages { count, size_kib: pool.size_kib };
@@ -244,54 +249,4 @@ fn check_overcommit(host: &Cell, guest: &GuestCell, limits: &Limits) -> Result<(
         return Err(Shortfall::new(Rule::CellMemoryOvercommit, Quantity::MemoryMib(need), have));
     }
     Ok(())
-}
-
-/// A maximum matching of guest cells to host cells by augmenting paths.
-struct Matching<'c> {
-    /// For each guest cell, the host cells that fit, the preferred first.
-    candidates: &'c [Vec<usize>],
-    /// For each host cell, the guest cell it has.
-    guest_of: Vec<Option<usize>>,
-}
-
-impl<'c> Matching<'c> {
-    fn new(candidates: &'c [Vec<usize>]) -> Self {
-        let hosts = candidates.iter().flatten().max().map_or(0, |last| last + 1);
-        Self { candidates, guest_of: vec![None; hosts] }
-    }
-
-    /// For each guest cell the host cell it gets, as many as can have one.
-    fn solve(mut self) -> Vec<Option<usize>> {
-        for guest in 0..self.candidates.len() {
-            let mut tried = vec![false; self.guest_of.len()];
-            self.assign(guest, &mut tried);
-        }
-        let mut host_of = vec![None; self.candidates.len()];
-        for (host, guest) in self.guest_of.iter().enumerate() {
-            if let Some(guest) = guest {
-                host_of[*guest] = Some(host);
-            }
-        }
-        host_of
-    }
-
-    /// Gives the guest cell a host cell, moving others if need be. Depth is bounded by the number of guest cells.
-    fn assign(&mut self, guest: usize, tried: &mut [bool]) -> bool {
-        let candidates = &self.candidates[guest];
-        if let Some(&host) = candidates.iter().find(|&&host| self.guest_of[host].is_none()) {
-            self.guest_of[host] = Some(guest);
-            return true;
-        }
-        for &host in candidates {
-            if std::mem::replace(&mut tried[host], true) {
-                continue;
-            }
-            let moved = self.guest_of[host].is_none_or(|other| self.assign(other, tried));
-            if moved {
-                self.guest_of[host] = Some(guest);
-                return true;
-            }
-        }
-        false
-    }
 }

@@ -303,6 +303,49 @@ pub(super) fn resolve(specs: Specs<'_>, vcpus: u32, memory_mib: u64) -> Result<R
     Ok(Resolved { guest: Some(guest), realtime, locked_memory })
 }
 
+/// Refuses an image that has a property with a value of the wrong kind, whether or not anything asks for it: such
+/// an image would be refused by another flavor only.
+pub(super) fn check_image(specs: Specs<'_>) -> Result<(), SpecError> {
+    let names = |entry: &Entry<'_>, known: bool, rule| if known { Ok(()) } else { Err(entry.refuse(rule)) };
+    if let Some(entry) = specs.image("cpu_policy") {
+        names(&entry, CpuPolicy::from_name(entry.value).is_some(), SpecRule::BadCpuPolicy)?;
+    }
+    if let Some(entry) = specs.image("cpu_thread_policy") {
+        names(&entry, ThreadPolicy::from_name(entry.value).is_some(), SpecRule::BadThreadPolicy)?;
+    }
+    if let Some(entry) = specs.image("pci_numa_affinity_policy") {
+        names(&entry, PCI_NUMA_POLICIES.contains(&entry.value), SpecRule::BadPciNumaPolicy)?;
+    }
+    if let Some(entry) = specs.image("numa_nodes") {
+        entry.whole_number(SpecRule::BadNodeCount)?;
+    }
+    for part in ["sockets", "cores", "threads", "max_sockets", "max_cores", "max_threads"] {
+        if let Some(entry) = specs.image(&format!("cpu_{part}")) {
+            entry.whole_number(SpecRule::InvalidRequest)?;
+        }
+    }
+    specs.image("locked_memory").map_or(Ok(()), |entry| entry.boolean().map(drop))
+}
+
+/// How near a passed-through device must be. Devices are not passed through yet, so a right value asks for nothing.
+const PCI_NUMA_POLICIES: [&str; 4] = ["required", "preferred", "legacy", "socket"];
+
+/// Checks the policy for the cells of passed-through devices.
+pub(super) fn check_pci_numa_policy(specs: Specs<'_>) -> Result<(), SpecError> {
+    let (flavor, image) = specs.both("pci_numa_affinity_policy");
+    if let (Some(flavor), Some(image)) = (&flavor, &image)
+        && flavor.value != image.value
+    {
+        return Err(image.refuse(SpecRule::ImagePciNumaPolicyConflict));
+    }
+    match flavor.or(image) {
+        Some(entry) if !PCI_NUMA_POLICIES.contains(&entry.value) => {
+            Err(entry.refuse(SpecRule::BadPciNumaPolicy))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn missing(key: &str, rule: SpecRule) -> SpecError {
     SpecError { key: key.to_owned(), value: String::new(), rule }
 }
@@ -334,8 +377,11 @@ pub(super) fn realtime_cpus(specs: Specs<'_>, vcpus: u32) -> Result<Option<CpuSe
         Some(entry) => entry.refuse(SpecRule::BadRealtimeMask),
         None => missing("hw:cpu_realtime_mask", SpecRule::BadRealtimeMask),
     };
+    if mask.is_empty() {
+        return Err(refuse());
+    }
     let leaves_none_out = EmulatorPolicy::from_specs(specs)?.is_none() && mask == all;
-    if mask.is_empty() || leaves_none_out || !mask.is_subset(&all) {
+    if leaves_none_out || !mask.is_subset(&all) {
         return Err(refuse());
     }
     Ok(Some(mask))
@@ -414,9 +460,17 @@ fn refuse_dedicated_extras(
 
 fn node_count(specs: Specs<'_>) -> Result<Option<u64>, SpecError> {
     let entry = match specs.both("numa_nodes") {
-        (Some(_), Some(image)) => return Err(image.refuse(SpecRule::ImageOverrideForbidden)),
+        (Some(flavor), Some(image)) => match image.whole_number(SpecRule::BadNodeCount)? {
+            0 => flavor,
+            _ => return Err(image.refuse(SpecRule::ImageOverrideForbidden)),
+        },
         (None, None) => return Ok(None),
-        (Some(entry), None) | (None, Some(entry)) => entry,
+        (Some(flavor), None) => flavor,
+        // An image's number is read as a number first: 02 is 2.
+        (None, Some(image)) => match image.whole_number(SpecRule::BadNodeCount)? {
+            0 => return Err(image.refuse(SpecRule::BadNodeCount)),
+            count => return Ok(Some(count)),
+        },
     };
     // Digits beyond u64 are still a whole number; no split will come out even.
     let digits = entry.value.bytes().all(|byte| byte.is_ascii_digit()) && !entry.value.starts_with('0');

@@ -1,6 +1,7 @@
 //! A host as placement sees it: its state, its cells with what is in use, and what floats over all of them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use godwit_protocol::host::Inventory;
 use godwit_protocol::id::HostId;
@@ -75,6 +76,9 @@ impl HostView {
         reservations: impl IntoIterator<Item = &'r Reservation>,
     ) -> Self {
         let mut cells: Vec<Cell> = inventory.cells.iter().map(cell_view).collect();
+        let underlay = inventory.links.iter().find(|link| link.name == inventory.underlay.link);
+        let underlay = underlay.and_then(|link| link.cell);
+        cells.iter_mut().for_each(|cell| cell.has_underlay = Some(cell.id) == underlay);
         keep_reserve(&mut cells, inventory.reserved_memory_bytes.div_ceil(BYTES_PER_MIB));
         let pools = inventory.pools.iter().filter(|pool| pool.reachable);
         let mut view = Self {
@@ -164,10 +168,23 @@ fn cell_view(cell: &godwit_protocol::host::Cell) -> Cell {
         shared_cpus: known(&cell.shared_cpus),
         shared_cpus_used: 0,
         cores: cores.into_values().collect(),
+        caches: caches(cell),
+        distances: Arc::new(cell.distances.clone()),
+        has_underlay: false,
         page_pools: pools
             .map(|pool| PagePool { size_kib: pool.size_kib, total: pool.total, used: 0, reserved: 0 })
             .collect(),
     }
+}
+
+/// The CPUs under each level 3 cache; none unless every CPU tells of one.
+fn caches(cell: &godwit_protocol::host::Cell) -> Arc<[CpuSet]> {
+    let mut caches: BTreeMap<u32, CpuSet> = BTreeMap::new();
+    for cpu in &cell.cpus {
+        let Some(cache) = cpu.l3 else { return Arc::default() };
+        caches.entry(cache).or_default().insert(cpu.id);
+    }
+    caches.into_values().collect()
 }
 
 /// Keeps the host's own memory out of the first cell that has it; out of the largest when none has.

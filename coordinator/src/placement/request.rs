@@ -68,6 +68,8 @@ impl Request {
         let specs = Specs::new(extra_specs, image_properties);
         refuse_unknown_keys(specs)?;
         let resolved = guest::resolve(specs, vcpus, memory_mib)?;
+        guest::check_pci_numa_policy(specs)?;
+        guest::check_image(specs)?;
         let wish = TopologyWish::from_specs(specs)?;
         let topology = wish.best(vcpus, true).ok_or_else(|| SpecError {
             key: "vcpus".to_owned(),
@@ -86,12 +88,33 @@ impl Request {
     }
 }
 
+/// Only the guest's cells, without what the guest sees of sockets, cores and threads.
+pub fn guest(
+    vcpus: u32,
+    memory_mib: u64,
+    extra_specs: &BTreeMap<String, String>,
+    image_properties: &BTreeMap<String, String>,
+) -> Result<Option<Guest>, SpecError> {
+    let specs = checked(extra_specs, image_properties)?;
+    refuse_unknown_keys(specs)?;
+    Ok(guest::resolve(specs, vcpus, memory_mib)?.guest)
+}
+
+fn checked<'a>(
+    extra_specs: &'a BTreeMap<String, String>,
+    image_properties: &'a BTreeMap<String, String>,
+) -> Result<Specs<'a>, SpecError> {
+    let specs = Specs::new(extra_specs, image_properties);
+    guest::check_image(specs)?;
+    Ok(specs)
+}
+
 /// Only the CPU policy that flavor and image ask for together.
 pub fn cpu_policy(
     extra_specs: &BTreeMap<String, String>,
     image_properties: &BTreeMap<String, String>,
 ) -> Result<Option<CpuPolicy>, SpecError> {
-    CpuPolicy::from_specs(Specs::new(extra_specs, image_properties))
+    CpuPolicy::from_specs(checked(extra_specs, image_properties)?)
 }
 
 /// Only the page size that flavor and image ask for together.
@@ -99,7 +122,7 @@ pub fn page_size(
     extra_specs: &BTreeMap<String, String>,
     image_properties: &BTreeMap<String, String>,
 ) -> Result<Option<PageSize>, SpecError> {
-    PageSize::from_specs(Specs::new(extra_specs, image_properties))
+    PageSize::from_specs(checked(extra_specs, image_properties)?)
 }
 
 /// Only the vCPUs that run in real time; none when real time is off.
@@ -108,7 +131,7 @@ pub fn realtime_vcpus(
     extra_specs: &BTreeMap<String, String>,
     image_properties: &BTreeMap<String, String>,
 ) -> Result<Option<CpuSet>, SpecError> {
-    guest::realtime_cpus(Specs::new(extra_specs, image_properties), vcpus)
+    guest::realtime_cpus(checked(extra_specs, image_properties)?, vcpus)
 }
 
 /// Only what flavor and image say about sockets, cores and threads.
@@ -116,7 +139,7 @@ pub fn topology_wish(
     extra_specs: &BTreeMap<String, String>,
     image_properties: &BTreeMap<String, String>,
 ) -> Result<TopologyWish, SpecError> {
-    TopologyWish::from_specs(Specs::new(extra_specs, image_properties))
+    TopologyWish::from_specs(checked(extra_specs, image_properties)?)
 }
 
 fn refuse_unknown_keys(specs: Specs<'_>) -> Result<(), SpecError> {

@@ -73,6 +73,10 @@ pub enum SpecRule {
     LockMemoryNeedsPageSize,
     /// Flavor and image contradict each other over locked memory.
     LockedMemoryConflict,
+    /// An unknown policy for the cells of passed-through devices.
+    BadPciNumaPolicy,
+    /// Flavor and image name different policies for the cells of passed-through devices.
+    ImagePciNumaPolicyConflict,
 }
 
 impl SpecRule {
@@ -171,6 +175,14 @@ impl SpecRule {
             Self::LockedMemoryConflict => {
                 ("locked_memory_conflict", "flavor and image must agree over locked memory")
             }
+            Self::BadPciNumaPolicy => (
+                "bad_pci_numa_affinity_policy",
+                "the policy is one of required, preferred, legacy and socket",
+            ),
+            Self::ImagePciNumaPolicyConflict => (
+                "image_pci_numa_affinity_policy_conflict",
+                "flavor and image must agree over the cells of devices",
+            ),
         }
     }
 }
@@ -253,6 +265,12 @@ impl<'a> Specs<'a> {
     /// `hw:NAME` of the flavor; an empty value counts as not set.
     pub(super) fn flavor(&self, name: &str) -> Option<Entry<'a>> {
         entry(self.flavor, format!("hw:{name}"))
+    }
+
+    /// `hw:NAME` of the flavor as it stands, even empty.
+    pub(super) fn flavor_as_written(&self, name: &str) -> Option<Entry<'a>> {
+        let key = format!("hw:{name}");
+        self.flavor.get(&key).map(|value| Entry { key, value })
     }
 
     /// `hw_NAME` of the image; an empty value counts as not set.

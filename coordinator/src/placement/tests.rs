@@ -2,6 +2,7 @@
 
 mod brute_force;
 mod hosts;
+mod preferences;
 mod requests;
 
 use super::cell::{Cell, PagePool};

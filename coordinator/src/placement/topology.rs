@@ -91,7 +91,8 @@ fn divisors(number: u32) -> Vec<u32> {
 }
 
 fn read(specs: Specs<'_>, name: &str) -> Result<(u32, u32), SpecError> {
-    let (flavor, image) = specs.both(name);
+    // A number that is set but empty is no number.
+    let (flavor, image) = (specs.flavor_as_written(name), specs.image(name));
     let count = |entry: Option<super::spec::Entry<'_>>| match entry {
         // More than a u32 is more than any number of vCPUs: the comparisons come out the same.
         Some(entry) => {

@@ -50,7 +50,9 @@ pub(crate) fn spec() -> InstanceSpec {
 fn cell(id: u32, cpus: std::ops::Range<u32>, shared: Vec<u32>, distances: [(u32, u32); 2]) -> Cell {
     Cell {
         id,
-        cpus: cpus.map(|id| Cpu { id, package: 0, die: 0, core: id.into(), siblings: vec![id] }).collect(),
+        cpus: cpus
+            .map(|id| Cpu { id, package: 0, die: 0, core: id.into(), siblings: vec![id], l3: None })
+            .collect(),
         memory_bytes: 8 << 30,
         page_pools: vec![],
         distances: distances.into(),

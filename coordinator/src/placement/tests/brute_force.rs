@@ -1,6 +1,7 @@
 //! Fits against a checker that knows no better than to try everything.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -147,7 +148,7 @@ fn check_answer(hosts: &[Cell], guest: &Guest, limits: Option<&Limits>, placed: 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100_000, ..ProptestConfig::default() })]
 
     #[test]
     fn every_fit_is_right_and_none_is_missed(
@@ -197,9 +198,15 @@ fn limits() -> impl Strategy<Value = Limits> {
 
 fn host() -> impl Strategy<Value = Vec<Cell>> {
     (1..=4_u32, any::<bool>()).prop_flat_map(|(threads, common)| {
-        proptest::collection::vec(host_cell(threads, common), 1..4).prop_map(|mut cells| {
+        let cells = proptest::collection::vec(host_cell(threads, common), 1..4);
+        (cells, prop::option::of(0..4_usize), any::<[u8; 9]>()).prop_map(|(mut cells, underlay, far)| {
             for (at, cell) in cells.iter_mut().enumerate() {
                 cell.id = 7 * at as u32 + 2;
+                cell.has_underlay = underlay == Some(at);
+                let distance =
+                    |to: usize| if to == at { 10 } else { 11 + u32::from(far[3 * at + to] % 3) * 10 };
+                let distances = (0..3).map(|to| (7 * to as u32 + 2, distance(to)));
+                cell.distances = Arc::new(distances.collect());
             }
             cells
         })
@@ -214,6 +221,7 @@ prop_compose! {
         shared_cpus_used in 0..6_u32,
         memory_used_mib in 0..1200_u64,
         pools in proptest::collection::vec((0..=2_u64, 0..=2_u64, any::<bool>()), 0..=2),
+        cores_per_cache in 1..=3_u32,
     ) -> Cell {
         let all = CpuSet::first_n(cores * threads);
         let chosen = |bits: u8| all.iter().filter(|cpu| bits & (1 << cpu) != 0).collect::<CpuSet>();
@@ -234,7 +242,12 @@ prop_compose! {
             shared_cpus,
             shared_cpus_used,
             cores: (0..cores).map(|core| (core * threads..(core + 1) * threads).collect()).collect(),
+            caches: (0..cores)
+                .step_by(cores_per_cache as usize)
+                .map(|first| (first * threads..cores.min(first + cores_per_cache) * threads).collect())
+                .collect(),
             page_pools: page_pools.collect(),
+            ..Cell::default()
         }
     }
 }
@@ -321,7 +334,7 @@ fn pins_leave_whole_cores_to_others() {
 #[test]
 fn with_policy_require_no_vcpu_sits_alone_where_that_can_be_helped() {
     let mut host = smt_cell(0, "0-7");
-    host.cores = vec![cpus("0-3"), cpus("4-7")];
+    host.cores = [cpus("0-3"), cpus("4-7")].into();
     host.pinned_cpus = cpus("0,4");
     let mut cell = pinned_cell("0-3", 64);
     cell.thread_policy = Some(ThreadPolicy::Require);

@@ -162,6 +162,7 @@ fn inventory() -> report::Inventory {
                 die: -1,
                 core: i64::from(cpu / 2),
                 siblings: vec![cpu & !1, cpu | 1],
+                l3: Some(cpus[0]),
             })
             .collect(),
         memory_bytes: 1 << 30,
@@ -207,7 +208,7 @@ fn host_view<'r>(inventory: &report::Inventory, held: impl IntoIterator<Item = &
 #[test]
 fn a_report_and_its_reservations_make_the_view() {
     let view = host_view(&inventory(), []);
-    assert_eq!(view.cells[0].cores, [cpus("0-1"), cpus("2-3")]);
+    assert_eq!(*view.cells[0].cores, [cpus("0-1"), cpus("2-3")]);
     assert_eq!(view.cells[0].page_pools[0].free(), (1 << 17) - 256 * 256, "the host keeps its own memory");
     assert_eq!(view.cells[1].page_pools[0].free(), 1 << 17);
     assert_eq!(view.disk_free_bytes, Some(1 << 30));
@@ -256,7 +257,7 @@ fn an_inventory_that_lies_gives_a_sound_view() {
     inventory.reserved_memory_bytes = u64::MAX;
     let view = host_view(&inventory, []);
     assert_eq!((&view.cells[0].dedicated_cpus, &view.cells[0].shared_cpus), (&cpus("0-1"), &CpuSet::new()));
-    assert_eq!(view.cells[0].cores, [cpus("0-1"), cpus("2-3")]);
+    assert_eq!(*view.cells[0].cores, [cpus("0-1"), cpus("2-3")]);
     assert!(try_place(&[view], &request(1, 1, &[("hw:cpu_policy", "dedicated")])).is_ok());
 }
 

@@ -157,6 +157,7 @@ pub(crate) fn host_cell(cell: &Value) -> Read<Cell> {
         shared_cpus_used: number_or(cell, "shared_cpus_used", 0)?,
         cores: list(cell, "siblings")?.iter().map(core).collect::<Read<_>>()?,
         page_pools: list(cell, "page_pools")?.iter().map(pool).collect::<Read<_>>()?,
+        ..Cell::default()
     })
 }
 

@@ -5,7 +5,7 @@ use godwit_coordinator::placement::cpu_set::CpuSet;
 use godwit_coordinator::placement::explain::Rule;
 use godwit_coordinator::placement::fit::{self, Order};
 use godwit_coordinator::placement::guest::{CpuPolicy, Guest, PageSize};
-use godwit_coordinator::placement::request::{self, Request};
+use godwit_coordinator::placement::request;
 use godwit_coordinator::placement::spec::SpecError;
 use godwit_coordinator::placement::topology;
 use godwit_protocol::instance::CpuTopology;
@@ -66,9 +66,7 @@ pub(crate) fn answer(case: &Value) -> Value {
 
 fn resolved(case: &Value) -> Result<Option<Guest>, Invalid> {
     let flavor = cases::flavor(&case["request"])?;
-    let request =
-        Request::from_specs(flavor.vcpus, flavor.memory_mib, &flavor.extra_specs, &flavor.image_properties)?;
-    Ok(request.guest)
+    Ok(request::guest(flavor.vcpus, flavor.memory_mib, &flavor.extra_specs, &flavor.image_properties)?)
 }
 
 fn place(case: &Value) -> Answer {
