@@ -41,6 +41,9 @@ pub struct Config {
     /// Time between an agent's heartbeats, in milliseconds.
     #[serde(default = "default_heartbeat_ms")]
     pub heartbeat_ms: u64,
+    /// How long an operation waits for a host that does not answer before it fails and is undone, in seconds.
+    #[serde(default = "default_host_patience_seconds")]
+    pub host_patience_seconds: u64,
     /// Life of a user's token, in seconds.
     #[serde(default = "default_token_seconds")]
     pub token_seconds: u64,
@@ -76,6 +79,9 @@ fn default_vxlan_port() -> u16 {
 }
 fn default_heartbeat_ms() -> u64 {
     1000
+}
+fn default_host_patience_seconds() -> u64 {
+    60
 }
 fn default_token_seconds() -> u64 {
     3600
@@ -171,6 +177,23 @@ impl Config {
         if !(100..=60_000).contains(&self.heartbeat_ms) {
             return value("heartbeat_ms", self.heartbeat_ms.to_string(), "from 100 to 60000 milliseconds");
         }
+        if !(1..=3600).contains(&self.host_patience_seconds) {
+            return value(
+                "host_patience_seconds",
+                self.host_patience_seconds.to_string(),
+                "from 1 to 3600 seconds",
+            );
+        }
+        if !(1..=60_000).contains(&self.max_downtime_ms) {
+            return value(
+                "max_downtime_ms",
+                self.max_downtime_ms.to_string(),
+                "from 1 to 60000 milliseconds",
+            );
+        }
+        if self.vxlan_port == 0 {
+            return value("vxlan_port", self.vxlan_port.to_string(), "from 1 to 65535");
+        }
         if !(60..=604_800).contains(&self.token_seconds) {
             return value("token_seconds", self.token_seconds.to_string(), "from 60 to 604800 seconds");
         }
@@ -185,5 +208,44 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What reading says of a file with these lines besides the needed ones.
+    fn read(lines: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let needed = "url = \"https://192.0.2.1:8774\"\nlisten = \"192.0.2.1:8774\"\n\
+                      agents_listen = \"192.0.2.1:8775\"\npool = \"/srv/godwit\"\n";
+        std::fs::write(dir.path().join("coordinator.toml"), format!("{needed}{lines}")).expect("is written");
+        Config::read(dir.path())
+    }
+
+    #[test]
+    fn a_value_out_of_its_bounds_is_refused_with_its_key() {
+        for (key, bad) in [
+            ("vni_range", "\"0:5\""),
+            ("vni_range", "\"9:5\""),
+            ("vni_range", "\"1:16777216\""),
+            ("vxlan_port", "0"),
+            ("heartbeat_ms", "99"),
+            ("host_patience_seconds", "0"),
+            ("host_patience_seconds", "3601"),
+            ("max_downtime_ms", "0"),
+            ("token_seconds", "59"),
+            ("plain_listen", "\"192.0.2.1:80\""),
+        ] {
+            match read(&format!("{key} = {bad}\n")) {
+                Err(ConfigError::Value { key: named, .. }) => assert_eq!(named, key),
+                other => panic!("{key} = {bad}: {other:?}"),
+            }
+        }
+        assert!(matches!(read("[overcommit]\ncpu = 0.5\nmemory = 1.0\n"), Err(ConfigError::Value { .. })));
+        let unknown = read("hosts = 3\n").expect_err("there is no such key");
+        assert!(std::error::Error::source(&unknown).expect("has one").to_string().contains("hosts"));
+        assert_eq!(read("").expect("is whole").host_patience_seconds, 60);
     }
 }

@@ -195,6 +195,7 @@ fn settings_of(plan: &Plan) -> Result<Config, InitError> {
         overcommit: Overcommit::default(),
         heartbeat_ms: 1000,
         token_seconds: 3600,
+        host_patience_seconds: 60,
         max_downtime_ms: 500,
     })
 }

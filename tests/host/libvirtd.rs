@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::fleet::{Fleet, guests};
-use godwit_tests::lab::until;
+use godwit_tests::lab::{LabOptions, until};
 
 #[test]
 fn a_server_created_while_libvirtd_is_away_runs_when_it_is_back() {
@@ -28,7 +28,8 @@ fn a_server_created_while_libvirtd_is_away_runs_when_it_is_back() {
 
 #[test]
 fn a_libvirtd_that_stays_away_fails_the_creation_with_the_reason_and_nothing_is_left() {
-    let fleet = Fleet::start(1);
+    let settings = "host_patience_seconds = 10".to_owned();
+    let fleet = Fleet::with(LabOptions { hosts: 1, coordinator_settings: settings, ..LabOptions::default() });
     let host = fleet.host(1);
     host.hold_libvirtd_down().expect("it goes");
     fleet.ask_for("one", &[]);

@@ -57,6 +57,8 @@ pub struct LabOptions {
     pub programs: PathBuf,
     /// Lines added to each host's agent.toml.
     pub agent_settings: String,
+    /// Lines put before all others of coordinator.toml.
+    pub coordinator_settings: String,
     /// How long to wait for the end of another lab on this machine; not at all by default.
     pub patience: Duration,
 }
@@ -74,6 +76,7 @@ impl Default for LabOptions {
                 "memory_binding = \"none\"\nshared_cpus = \"0-{last}\"\ndedicated_cpus = \"0-{last}\"\n",
                 last = cpus - 1
             ),
+            coordinator_settings: String::new(),
             patience: Duration::ZERO,
         }
     }
@@ -208,6 +211,7 @@ impl Lab {
     /// have reported what they have.
     pub fn join_all(&self) -> Result<(), LabError> {
         self.coordinator.init()?;
+        self.coordinator.set(&self.options.coordinator_settings)?;
         self.coordinator.start()?;
         self.on_agents(|host| self.join(host))?;
         let deadline = Duration::from_secs(60);

@@ -14,9 +14,6 @@ use godwit_protocol::id::{HostId, InstanceId, OperationId};
 use godwit_protocol::request::{AgentReply, AgentRequest};
 use std::time::{Duration, Instant};
 
-/// How long a step waits for a host that does not answer, before it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -29,7 +26,7 @@ pub enum StepError {
     /// No host takes it.
     #[error("{0}")]
     NoPlace(#[from] Refusal),
-    /// A host said no, or did not answer for a minute.
+    /// A host said no, or did not answer in time.
     #[error("Host {host}: {error}")]
     Host {
         /// Its name.
@@ -156,12 +153,12 @@ impl Context {
         Ok(fleet.instances.get(&self.instance).ok_or_else(|| Error::not_found("Instance", self.instance))?)
     }
 
-    /// Asks a host, again and again while it does not answer, for a minute at most.
+    /// Asks a host, again and again while it does not answer, for `host_patience_seconds`.
     ///
     /// # Errors
     /// [`StepError::Host`], or [`StepError::Cancelled`].
     pub async fn ask(&self, host: HostId, request: AgentRequest) -> Result<AgentReply, StepError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + Duration::from_secs(self.app.config.host_patience_seconds);
         loop {
             let call = self.app.agents.call_with(host, request.clone(), |progress| {
                 self.app.operations.tell(self.instance, Some(progress));

@@ -48,6 +48,17 @@ impl Coordinator {
         ])
     }
 
+    /// Puts `lines` before all others of its settings, instead of those of the same keys; keys of tables cannot be set.
+    pub(super) fn set(&self, lines: &str) -> Result<(), LabError> {
+        let path = self.host.file("lib/godwit/coordinator.toml");
+        let text = std::fs::read_to_string(&path).map_err(LabError::io(format!("cannot read {path:?}")))?;
+        let key = |line: &str| line.split_once('=').map(|(key, _)| key.trim().to_owned());
+        let set: Vec<_> = lines.lines().filter_map(key).collect();
+        let kept = text.lines().filter(|line| !key(line).is_some_and(|key| set.contains(&key)));
+        let text: Vec<&str> = lines.lines().chain(kept).collect();
+        super::folder::write(&path, &text.join("\n"))
+    }
+
     /// Starts it and waits until it listens for users.
     pub fn start(&self) -> Result<(), LabError> {
         self.host.start_daemon(DAEMON, &["run", "--dir", STATE_FOLDER])?;
