@@ -3,19 +3,20 @@
 //! The tree may be another machine's: nothing outside the given root is read. Node and CPU numbers may be
 //! sparse, CPUs offline, cells without CPUs or without memory, and the NUMA directory missing altogether.
 
+mod cpuinfo;
+mod tree;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cpuinfo::CpuInfo;
 use godwit_protocol::host::{Cell, Cpu, PagePool};
 use thiserror::Error;
+use tree::{Tree, digits};
 
 /// The ordinary page size of most machines, in KiB; taken for trees of other machines, which do not tell theirs.
 pub const ORDINARY_PAGE_KIB: u64 = 4;
-
-/// The highest CPU or node number that is believed: more than any kernel counts.
-const MAX_NUMBER: u32 = 65_535;
 
 /// Stands for a package, die or core number that the kernel does not tell.
 const UNTOLD: i64 = -1;
@@ -55,18 +56,23 @@ pub enum InventoryError {
 /// (the ordinary size included) and the distances to the others; every CPU is shared until
 /// [`assign_cpus`] says otherwise. A machine without NUMA is one cell, 0.
 pub fn read_cells(root: &Path, page_kib: u64) -> Result<Vec<Cell>, InventoryError> {
-    let tree = Tree { root };
-    let online = tree.online_cpus()?;
-    if online.is_empty() {
-        return Err(InventoryError::NoCpus { root: root.to_owned() });
-    }
-    let nodes = tree.numbered("sys/devices/system/node", "node")?;
-    let mut cells = match nodes.is_empty() {
-        true => vec![tree.whole_machine(&online)?],
-        false => nodes.iter().map(|&node| tree.node(node, &nodes, &online)).collect::<Result<_, _>>()?,
+    let machine = Machine::read(root)?;
+    let nodes = machine.tree.numbered(NODES, "node")?;
+    let of_gpus = machine.gpu_nodes()?;
+    let mut claimed = BTreeSet::new();
+    let mut cells = match nodes.is_subset(&of_gpus) {
+        true => {
+            claimed.clone_from(&machine.online);
+            vec![machine.whole_machine()?]
+        }
+        false => nodes
+            .difference(&of_gpus)
+            .map(|&node| machine.node(node, &nodes, &mut claimed))
+            .collect::<Result<Vec<_>, _>>()?,
     };
-    adopt_strays(&mut cells, &tree, &online)?;
+    machine.adopt_strays(&mut cells, &claimed)?;
     for cell in &mut cells {
+        cell.distances.retain(|node, _| !of_gpus.contains(node));
         add_ordinary_pages(cell, page_kib.max(1));
         cell.shared_cpus = cell.cpus.iter().map(|cpu| cpu.id).collect();
     }
@@ -96,7 +102,7 @@ pub fn assign_cpus(cells: &mut [Cell], shared: Option<&[u32]>, dedicated: &[u32]
 
 /// The CPU's name as `/proc/cpuinfo` under `root` tells it; empty where it tells none.
 pub fn cpu_model(root: &Path) -> Result<String, InventoryError> {
-    let cpuinfo = Tree { root }.read("proc/cpuinfo")?.unwrap_or_default();
+    let cpuinfo = Tree::open(root)?.read("proc/cpuinfo")?.unwrap_or_default();
     let value = |key: &str| {
         let named = |line: &&str| line.split_once(':').is_some_and(|(name, _)| name.trim() == key);
         cpuinfo
@@ -109,120 +115,143 @@ pub fn cpu_model(root: &Path) -> Result<String, InventoryError> {
     Ok(["model name", "cpu model", "cpu", "Processor"].into_iter().find_map(value).unwrap_or_default())
 }
 
-/// A machine's tree; paths are relative to its root.
-struct Tree<'r> {
-    root: &'r Path,
+/// The cell of each network device under `root` that has a device behind it; none where the kernel tells none.
+pub fn link_cells(root: &Path) -> Result<BTreeMap<String, Option<u32>>, InventoryError> {
+    const LINKS: &str = "sys/class/net";
+    let tree = Tree::open(root)?;
+    let mut cells = BTreeMap::new();
+    for name in tree.names(LINKS)? {
+        if tree.has_folder(&format!("{LINKS}/{name}/device"))? {
+            let node = tree.number(&format!("{LINKS}/{name}/device/numa_node"))?;
+            cells.insert(name, node.and_then(|node| node.try_into().ok()));
+        }
+    }
+    Ok(cells)
 }
 
-impl Tree<'_> {
-    /// A file's text; none when it is not there. Some kernels count a closing NUL in.
-    fn read(&self, path: &str) -> Result<Option<String>, InventoryError> {
-        let path = self.root.join(path);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())),
-            Err(error) if is_absence(&error) => Ok(None),
-            Err(source) => Err(InventoryError::Unreadable { path, source }),
-        }
-    }
+/// What is read of one machine.
+struct Machine<'r> {
+    tree: Tree<'r>,
+    online: BTreeSet<u32>,
+    /// Read only where sysfs tells of no CPU what it is.
+    cpuinfo: Option<CpuInfo>,
+}
 
-    fn malformed(&self, path: &str, text: &str, expected: &'static str) -> InventoryError {
-        let text = text.trim().chars().take(80).collect();
-        InventoryError::Malformed { path: self.root.join(path), text, expected }
-    }
+const CPUS: &str = "sys/devices/system/cpu";
+const NODES: &str = "sys/devices/system/node";
 
-    fn number(&self, path: &str) -> Result<Option<i64>, InventoryError> {
-        let Some(text) = self.read(path)? else { return Ok(None) };
-        text.trim().parse().map(Some).map_err(|_| self.malformed(path, &text, "a number"))
-    }
-
-    /// A set of numbers: from the list file, or from the older mask file, whichever is there.
-    fn set(&self, list: &str, mask: &str) -> Result<Option<BTreeSet<u32>>, InventoryError> {
-        if let Some(text) = self.read(list)? {
-            let set = parse_list(&text).ok_or_else(|| self.malformed(list, &text, "a list such as 0-3,8"))?;
-            return Ok(Some(set));
-        }
-        let Some(text) = self.read(mask)? else { return Ok(None) };
-        parse_mask(&text).map(Some).ok_or_else(|| self.malformed(mask, &text, "a mask such as ff,ffffffff"))
-    }
-
-    /// The numbers N of the entries `<prefix>N` of a folder; none when the folder is not there.
-    fn numbered(&self, folder: &str, prefix: &str) -> Result<BTreeSet<u32>, InventoryError> {
-        let path = self.root.join(folder);
-        let unreadable = |source| InventoryError::Unreadable { path: path.clone(), source };
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(error) if is_absence(&error) => return Ok(BTreeSet::new()),
-            Err(source) => return Err(unreadable(source)),
-        };
-        let mut numbers = BTreeSet::new();
-        for entry in entries {
-            let name = entry.map_err(unreadable)?.file_name();
-            let number =
-                name.to_str().and_then(|name| name.strip_prefix(prefix)).and_then(|rest| rest.parse().ok());
-            numbers.extend(number.filter(|&number: &u32| number <= MAX_NUMBER));
-        }
-        Ok(numbers)
-    }
-
-    fn online_cpus(&self) -> Result<BTreeSet<u32>, InventoryError> {
-        const CPUS: &str = "sys/devices/system/cpu";
-        let mut online = match self.read(&format!("{CPUS}/online"))? {
-            Some(text) => parse_list(&text).ok_or_else(|| {
-                self.malformed("sys/devices/system/cpu/online", &text, "a list such as 0-3,8")
-            })?,
-            None => self.numbered(CPUS, "cpu")?,
-        };
-        let mut offline = Vec::new();
-        for &cpu in &online {
-            // The first CPU often has no such file, for it cannot be taken offline.
-            if self.number(&format!("{CPUS}/cpu{cpu}/online"))? == Some(0) {
-                offline.push(cpu);
+impl<'r> Machine<'r> {
+    fn read(root: &'r Path) -> Result<Self, InventoryError> {
+        let tree = Tree::open(root)?;
+        let numbered = tree.numbered(CPUS, "cpu")?;
+        let mut described = BTreeSet::new();
+        for &cpu in &numbered {
+            if tree.has_folder(&format!("{CPUS}/cpu{cpu}/topology"))? {
+                described.insert(cpu);
             }
         }
-        for cpu in offline {
-            online.remove(&cpu);
+        let cpuinfo = match described.is_empty() {
+            true => Some(CpuInfo::parse(&tree.read("proc/cpuinfo")?.unwrap_or_default())),
+            false => None,
+        };
+        let mut online = match (tree.list(&format!("{CPUS}/online"))?, &cpuinfo) {
+            (Some(online), _) => online,
+            // Kernels older than the list do not describe a CPU that is offline.
+            (None, None) => described,
+            (None, Some(_)) if !numbered.is_empty() => numbered,
+            (None, Some(cpuinfo)) => cpuinfo.cpus.keys().copied().collect(),
+        };
+        for cpu in online.clone() {
+            // The first CPU often has no such file, for it cannot be taken offline.
+            if tree.number(&format!("{CPUS}/cpu{cpu}/online"))? == Some(0) {
+                online.remove(&cpu);
+            }
         }
-        Ok(online)
+        if online.is_empty() {
+            return Err(InventoryError::NoCpus { root: root.to_owned() });
+        }
+        Ok(Self { tree, online, cpuinfo })
     }
 
-    fn cpu(&self, cpu: u32, online: &BTreeSet<u32>) -> Result<Cpu, InventoryError> {
-        let file = |name: &str| format!("sys/devices/system/cpu/cpu{cpu}/topology/{name}");
+    fn cpu(&self, cpu: u32) -> Result<Cpu, InventoryError> {
+        let tree = &self.tree;
+        let file = |name: &str| format!("{CPUS}/cpu{cpu}/topology/{name}");
         // The newer name first; both mean the threads of one core.
-        let siblings = match self.set(&file("core_cpus_list"), &file("core_cpus"))? {
-            Some(siblings) => siblings,
-            None => self.set(&file("thread_siblings_list"), &file("thread_siblings"))?.unwrap_or_default(),
+        let siblings = match tree.set(&file("core_cpus_list"), &file("core_cpus"))? {
+            Some(siblings) => Some(siblings),
+            None => tree.set(&file("thread_siblings_list"), &file("thread_siblings"))?,
         };
-        let siblings: BTreeSet<u32> = siblings.intersection(online).copied().chain([cpu]).collect();
+        let cpuinfo = self.cpuinfo.as_ref();
+        let siblings = siblings.or(cpuinfo.map(|info| info.siblings(cpu))).unwrap_or_default();
+        let told = cpuinfo.and_then(|info| info.cpus.get(&cpu));
+        let number = |name: &str, told: Option<i64>| -> Result<i64, InventoryError> {
+            Ok(tree.number(&file(name))?.map(known).or(told).unwrap_or(UNTOLD))
+        };
         Ok(Cpu {
             id: cpu,
-            package: self.number(&file("physical_package_id"))?.unwrap_or(UNTOLD),
-            die: self.number(&file("die_id"))?.unwrap_or(UNTOLD),
-            core: self.number(&file("core_id"))?.unwrap_or(UNTOLD),
-            siblings: siblings.into_iter().collect(),
-            l3: self.l3(cpu)?,
+            package: number("physical_package_id", told.map(|told| told.package))?,
+            die: number("die_id", None)?,
+            core: number("core_id", told.map(|told| told.core))?,
+            siblings: siblings
+                .intersection(&self.online)
+                .copied()
+                .chain([cpu])
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            cluster: self.first_of(tree.set(&file("cluster_cpus_list"), &file("cluster_cpus"))?),
+            l3: self.first_of(self.last_level_sharers(cpu)?),
         })
     }
 
-    /// The lowest CPU under the same level 3 cache (Documentation/ABI/testing/sysfs-devices-system-cpu).
-    fn l3(&self, cpu: u32) -> Result<Option<u32>, InventoryError> {
-        let folder = format!("sys/devices/system/cpu/cpu{cpu}/cache");
-        for index in self.numbered(&folder, "index")? {
+    /// The group that a set of CPUs is, by its lowest CPU that is online.
+    fn first_of(&self, cpus: Option<BTreeSet<u32>>) -> Option<u32> {
+        cpus?.intersection(&self.online).next().copied()
+    }
+
+    /// CPUs that share this one's third-level cache.
+    fn last_level_sharers(&self, cpu: u32) -> Result<Option<BTreeSet<u32>>, InventoryError> {
+        let folder = format!("{CPUS}/cpu{cpu}/cache");
+        for index in self.tree.numbered(&folder, "index")? {
             let file = |name: &str| format!("{folder}/index{index}/{name}");
-            if self.number(&file("level"))? == Some(3) {
-                let sharers = self.set(&file("shared_cpu_list"), &file("shared_cpu_map"))?;
-                return Ok(sharers.and_then(|cpus| cpus.first().copied()));
+            if self.tree.number(&file("level"))? == Some(3) {
+                return self.tree.set(&file("shared_cpu_list"), &file("shared_cpu_map"));
             }
         }
         Ok(None)
     }
 
-    fn node(&self, node: u32, nodes: &BTreeSet<u32>, online: &BTreeSet<u32>) -> Result<Cell, InventoryError> {
-        let file = |name: &str| format!("sys/devices/system/node/node{node}/{name}");
-        let cpus = self.set(&file("cpulist"), &file("cpumap"))?.unwrap_or_default();
-        let meminfo = self.read(&file("meminfo"))?.unwrap_or_default();
+    /// Nodes whose memory is on a GPU of NVIDIA, as the driver tells.
+    fn gpu_nodes(&self) -> Result<BTreeSet<u32>, InventoryError> {
+        const GPUS: &str = "proc/driver/nvidia/gpus";
+        let mut nodes = BTreeSet::new();
+        for gpu in self.tree.names(GPUS)? {
+            let status = self.tree.read(&format!("{GPUS}/{gpu}/numa_status"))?.unwrap_or_default();
+            let told = status.lines().find_map(|line| line.split_once("Node:"));
+            nodes.extend(told.and_then(|(_, node)| digits::<u32>(node.trim())));
+        }
+        Ok(nodes)
+    }
+
+    /// The cells in order; `claimed` says which CPUs lower cells have, for a CPU is in one cell only.
+    fn node(
+        &self,
+        node: u32,
+        nodes: &BTreeSet<u32>,
+        claimed: &mut BTreeSet<u32>,
+    ) -> Result<Cell, InventoryError> {
+        let tree = &self.tree;
+        let file = |name: &str| format!("{NODES}/node{node}/{name}");
+        let cpus = tree.set(&file("cpulist"), &file("cpumap"))?.unwrap_or_default();
+        let cpus: Vec<u32> =
+            cpus.intersection(&self.online).copied().filter(|&cpu| claimed.insert(cpu)).collect();
+        let mut meminfo = tree.read(&file("meminfo"))?.unwrap_or_default();
+        if nodes.len() == 1 && meminfo_kib(&meminfo, "MemTotal").is_none() {
+            meminfo = tree.read("proc/meminfo")?.unwrap_or_default();
+        }
         Ok(Cell {
             id: node,
-            cpus: cpus.intersection(online).map(|&cpu| self.cpu(cpu, online)).collect::<Result<_, _>>()?,
+            cpus: cpus.into_iter().map(|cpu| self.cpu(cpu)).collect::<Result<_, _>>()?,
             memory_bytes: meminfo_kib(&meminfo, "MemTotal").unwrap_or(0).saturating_mul(1024),
             page_pools: self.huge_pages(&file("hugepages"), &meminfo)?,
             distances: self.distances(&file("distance"), nodes)?,
@@ -231,11 +260,11 @@ impl Tree<'_> {
         })
     }
 
-    fn whole_machine(&self, online: &BTreeSet<u32>) -> Result<Cell, InventoryError> {
-        let meminfo = self.read("proc/meminfo")?.unwrap_or_default();
+    fn whole_machine(&self) -> Result<Cell, InventoryError> {
+        let meminfo = self.tree.read("proc/meminfo")?.unwrap_or_default();
         Ok(Cell {
             id: 0,
-            cpus: online.iter().map(|&cpu| self.cpu(cpu, online)).collect::<Result<_, _>>()?,
+            cpus: self.online.iter().map(|&cpu| self.cpu(cpu)).collect::<Result<_, _>>()?,
             memory_bytes: meminfo_kib(&meminfo, "MemTotal").unwrap_or(0).saturating_mul(1024),
             page_pools: self.huge_pages("sys/kernel/mm/hugepages", &meminfo)?,
             distances: BTreeMap::new(),
@@ -244,18 +273,30 @@ impl Tree<'_> {
         })
     }
 
+    /// Gives online CPUs that no node claims to the first cell: they run guests as well as any.
+    fn adopt_strays(&self, cells: &mut [Cell], claimed: &BTreeSet<u32>) -> Result<(), InventoryError> {
+        let Some(first) = cells.first_mut() else { return Ok(()) };
+        for &cpu in self.online.difference(claimed) {
+            first.cpus.push(self.cpu(cpu)?);
+        }
+        first.cpus.sort_by_key(|cpu| cpu.id);
+        Ok(())
+    }
+
     /// Pools of huge pages: one folder a size; on kernels older than those folders, what meminfo counts.
     fn huge_pages(&self, folder: &str, meminfo: &str) -> Result<Vec<PagePool>, InventoryError> {
+        let size = |name: &String| digits(name.strip_prefix("hugepages-")?.strip_suffix("kB")?);
+        let sizes: BTreeSet<u64> = self.tree.names(folder)?.iter().filter_map(size).collect();
         let mut pools = Vec::new();
-        for size_kib in self.page_sizes(folder)? {
-            let total = self.number(&format!("{folder}/hugepages-{size_kib}kB/nr_hugepages"))?;
+        for size_kib in sizes.into_iter().filter(|&size_kib| size_kib > 0) {
+            let total = self.tree.number(&format!("{folder}/hugepages-{size_kib}kB/nr_hugepages"))?;
             pools.push(PagePool {
                 size_kib,
                 total: total.and_then(|total| total.try_into().ok()).unwrap_or(0),
             });
         }
         if pools.is_empty() {
-            let machine = self.read("proc/meminfo")?.unwrap_or_default();
+            let machine = self.tree.read("proc/meminfo")?.unwrap_or_default();
             let size_kib = meminfo_kib(&machine, "Hugepagesize").filter(|&size_kib| size_kib > 0);
             let total = meminfo_kib(meminfo, "HugePages_Total").filter(|&total| total > 0);
             pools.extend(size_kib.zip(total).map(|(size_kib, total)| PagePool { size_kib, total }));
@@ -263,52 +304,24 @@ impl Tree<'_> {
         Ok(pools)
     }
 
-    fn page_sizes(&self, folder: &str) -> Result<BTreeSet<u64>, InventoryError> {
-        let path = self.root.join(folder);
-        let unreadable = |source| InventoryError::Unreadable { path: path.clone(), source };
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(error) if is_absence(&error) => return Ok(BTreeSet::new()),
-            Err(source) => return Err(unreadable(source)),
-        };
-        let mut sizes = BTreeSet::new();
-        for entry in entries {
-            let name = entry.map_err(unreadable)?.file_name();
-            let size = name.to_str().and_then(|name| name.strip_prefix("hugepages-")?.strip_suffix("kB"));
-            sizes.extend(size.and_then(|size| size.parse().ok()).filter(|&size: &u64| size > 0));
-        }
-        Ok(sizes)
-    }
-
     /// Distances stand in the order of the nodes that are there. When their number differs, nodes came or went
     /// while we read: no distance can be told.
     fn distances(&self, path: &str, nodes: &BTreeSet<u32>) -> Result<BTreeMap<u32, u32>, InventoryError> {
-        let Some(text) = self.read(path)? else { return Ok(BTreeMap::new()) };
-        let distances: Result<Vec<u32>, _> = text.split_whitespace().map(str::parse).collect();
+        let Some(text) = self.tree.read(path)? else { return Ok(BTreeMap::new()) };
+        let distances: Option<Vec<u32>> = text.split_whitespace().map(digits).collect();
         match distances {
-            Ok(distances) if distances.len() == nodes.len() => {
+            Some(distances) if distances.len() == nodes.len() => {
                 Ok(nodes.iter().copied().zip(distances).collect())
             }
-            Ok(_) => Ok(BTreeMap::new()),
-            Err(_) => Err(self.malformed(path, &text, "one distance for each node")),
+            Some(_) => Ok(BTreeMap::new()),
+            None => Err(self.tree.malformed(path, &text, "one distance for each node")),
         }
     }
 }
 
-/// Gives online CPUs that no node claims to the first cell: they run guests as well as any.
-fn adopt_strays(cells: &mut [Cell], tree: &Tree<'_>, online: &BTreeSet<u32>) -> Result<(), InventoryError> {
-    let mut strays = online.clone();
-    for cell in cells.iter() {
-        for cpu in &cell.cpus {
-            strays.remove(&cpu.id);
-        }
-    }
-    if let Some(first) = cells.first_mut() {
-        for cpu in strays {
-            first.cpus.push(tree.cpu(cpu, online)?);
-        }
-    }
-    Ok(())
+/// A number that the kernel knows; -1, which some write without a sign, stands for one that it does not.
+fn known(number: i64) -> i64 {
+    if number < 0 || number == i64::from(u32::MAX) { UNTOLD } else { number }
 }
 
 /// Memory that is in no huge page is in ordinary ones.
@@ -318,39 +331,6 @@ fn add_ordinary_pages(cell: &mut Cell, page_kib: u64) {
     let total = (cell.memory_bytes / 1024).saturating_sub(huge_kib) / page_kib;
     cell.page_pools.retain(|pool| pool.size_kib != page_kib);
     cell.page_pools.insert(0, PagePool { size_kib: page_kib, total });
-}
-
-/// A file that a kernel does not have, and one that it refuses to fill (`EINVAL`, `ENODEV`: an offline CPU's).
-fn is_absence(error: &io::Error) -> bool {
-    const ENODEV: i32 = 19;
-    const EINVAL: i32 = 22;
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-        || matches!(error.raw_os_error(), Some(ENODEV | EINVAL))
-}
-
-/// `0-3,8`, as the kernel writes it; empty for the empty set.
-fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
-    let mut set = BTreeSet::new();
-    for item in text.trim().split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let (first, last) = item.split_once('-').unwrap_or((item, item));
-        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        if first > last || last > MAX_NUMBER {
-            return None;
-        }
-        set.extend(first..=last);
-    }
-    Some(set)
-}
-
-/// `000000ff,ffffffff`, as the kernel writes it: the rightmost word holds the numbers from 0 to 31.
-fn parse_mask(text: &str) -> Option<BTreeSet<u32>> {
-    let mut set = BTreeSet::new();
-    for (index, word) in text.trim().rsplit(',').enumerate() {
-        let bits = u32::from_str_radix(word.trim(), 16).ok()?;
-        let base = u32::try_from(index).ok()?.checked_mul(32).filter(|&base| base <= MAX_NUMBER)?;
-        set.extend((0..32).filter(|bit| bits & (1 << bit) != 0).map(|bit| base + bit));
-    }
-    Some(set)
 }
 
 /// A value of a meminfo file: `MemTotal:  123 kB`, in a node's own file after `Node 0 `.

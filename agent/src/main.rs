@@ -6,6 +6,8 @@ use godwit_agent::config::Config;
 use godwit_agent::datapath::WorkerCommand;
 use godwit_agent::hypervisor::chain;
 use godwit_agent::{daemon, datapath, host, inventory, join};
+use godwit_protocol::host::{Cell, Cpu};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -51,7 +53,7 @@ enum Command {
         #[command(flatten)]
         dir: Dir,
     },
-    /// Show cells, CPUs, memory and pages as the kernel tells them
+    /// Show cells, CPUs, cores, caches, memory, pages and network devices' cells as the kernel tells them
     Inventory {
         /// Read another machine's tree, with sys/ and proc/ under this folder
         #[arg(long, value_name = "DIR", default_value = "/")]
@@ -113,9 +115,10 @@ fn show_inventory(root: &Path, json: bool) -> Result<(), Box<dyn Error>> {
     let page_kib = if root == Path::new("/") { host::page_kib() } else { inventory::ORDINARY_PAGE_KIB };
     let cells = inventory::read_cells(root, page_kib)?;
     let model = inventory::cpu_model(root)?;
+    let links = inventory::link_cells(root)?;
     let mut out = std::io::stdout().lock();
     if json {
-        let all = serde_json::json!({ "cpu_model": model, "cells": cells });
+        let all = serde_json::json!({ "cpu_model": model, "cells": cells, "link_cells": links });
         writeln!(out, "{all:#}")?;
         return Ok(());
     }
@@ -123,6 +126,16 @@ fn show_inventory(root: &Path, json: bool) -> Result<(), Box<dyn Error>> {
     for cell in &cells {
         let cpus: Vec<u32> = cell.cpus.iter().map(|c| c.id).collect();
         writeln!(out, "cell {}: CPUs {}, {} MiB", cell.id, ranges(&cpus), cell.memory_bytes >> 20)?;
+        for (what, groups) in [
+            ("cores", groups(cell, |cpu| cpu.siblings.first().copied())),
+            ("clusters", groups(cell, |cpu| cpu.cluster)),
+            ("L3 caches", groups(cell, |cpu| cpu.l3)),
+        ] {
+            if groups.iter().any(|group| group.len() > 1) {
+                let groups: Vec<String> = groups.iter().map(|group| ranges(group)).collect();
+                writeln!(out, "  {what} {}", groups.join("  "))?;
+            }
+        }
         for pool in &cell.page_pools {
             writeln!(out, "  {} pages of {} KiB", pool.total, pool.size_kib)?;
         }
@@ -131,8 +144,24 @@ fn show_inventory(root: &Path, json: bool) -> Result<(), Box<dyn Error>> {
         if !distances.is_empty() {
             writeln!(out, "  distances {}", distances.join(", "))?;
         }
+        let here: Vec<&str> =
+            links.iter().filter(|(_, at)| **at == Some(cell.id)).map(|(link, _)| link.as_str()).collect();
+        if !here.is_empty() {
+            writeln!(out, "  links {}", here.join(", "))?;
+        }
     }
     Ok(())
+}
+
+/// A cell's CPUs by what they have in common; those that have nothing are in no group.
+fn groups(cell: &Cell, common: impl Fn(&Cpu) -> Option<u32>) -> Vec<Vec<u32>> {
+    let mut groups = BTreeMap::<u32, Vec<u32>>::new();
+    for cpu in &cell.cpus {
+        if let Some(group) = common(cpu) {
+            groups.entry(group).or_default().push(cpu.id);
+        }
+    }
+    groups.into_values().collect()
 }
 
 /// `0-3,8`, from numbers in rising order.

@@ -68,7 +68,7 @@ pub struct Cell {
 }
 
 /// An online CPU (a hardware thread).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
     /// The kernel's number.
     pub id: u32,
@@ -80,8 +80,10 @@ pub struct Cpu {
     pub core: i64,
     /// Hardware threads of the same core, this one included.
     pub siblings: Vec<u32>,
-    /// The lowest-numbered CPU of those that share its level 3 cache, itself perhaps; none when the kernel tells of
-    /// no such cache.
+    /// The cluster of cores it is in, by its lowest CPU; none when the kernel tells none.
+    #[serde(default)]
+    pub cluster: Option<u32>,
+    /// The third-level cache it shares, by the lowest CPU that does; none when it has none.
     #[serde(default)]
     pub l3: Option<u32>,
 }

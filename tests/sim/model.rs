@@ -196,7 +196,7 @@ impl World {
 
 /// Two cells of two CPUs and 4 GiB.
 fn inventory(host: HostId) -> Inventory {
-    let cpu = |id| Cpu { id, package: 0, die: 0, core: i64::from(id), siblings: vec![id], l3: None };
+    let cpu = |id| Cpu { id, package: 0, die: 0, core: i64::from(id), siblings: vec![id], ..Cpu::default() };
     let cell = |id: u32| Cell {
         id,
         cpus: vec![cpu(2 * id), cpu(2 * id + 1)],

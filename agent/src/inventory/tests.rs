@@ -1,5 +1,6 @@
 //! Trees of machines as kernels of many ages write them.
 
+use std::fs;
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -166,6 +167,117 @@ fn cpus_get_their_roles_and_unknown_ones_are_told() {
     assert_eq!(assign_cpus(&mut cells, Some(&[0, 1]), &[0, 1]), BTreeSet::new());
     assert_eq!((&cells[0].shared_cpus[..], &cells[0].dedicated_cpus[..]), (&[0, 1][..], &[0, 1][..]));
     assert!(cells[1].shared_cpus.is_empty());
+}
+
+#[test]
+fn a_kernel_that_describes_no_cpu_is_read_through_cpuinfo() {
+    let cpu = |id, core| format!("processor : {id}\nphysical id : 1\ncore id : {core}\n\n");
+    let root = tree(&[
+        ("proc/cpuinfo", &[cpu(0, 4), cpu(1, 4), cpu(2, 5)].concat()),
+        ("proc/meminfo", "MemTotal: 2048 kB\n"),
+        (&format!("{NODE}/node0/cpumap"), "7\n"),
+    ]);
+    let cells = read(&root).unwrap();
+    assert_eq!(ids(&cells[0]), [0, 1, 2]);
+    assert_eq!((cells[0].cpus[0].package, cells[0].cpus[0].core), (1, 4));
+    assert_eq!(cells[0].cpus[0].siblings, [0, 1]);
+    assert_eq!(cells[0].memory_bytes, 2 << 20, "the only cell has all of the machine's memory");
+}
+
+#[test]
+fn a_cpu_that_an_old_kernel_does_not_describe_is_offline() {
+    let root = tree(&[
+        (&format!("{CPU}/cpu0/topology/core_id"), "0"),
+        (&format!("{CPU}/cpu1/online"), "0"),
+        (&format!("{CPU}/cpu2/topology/physical_package_id"), "4294967295\n"),
+        (&format!("{CPU}/cpu3/cache/index0/level"), "1"),
+        (&format!("{CPU}/cpufreq/boost"), "1"),
+        (&format!("{CPU}/cpu+4/topology/core_id"), "0"),
+    ]);
+    let cells = read(&root).unwrap();
+    assert_eq!(ids(&cells[0]), [0, 2]);
+    assert_eq!(cells[0].cpus[1].package, UNTOLD);
+}
+
+#[test]
+fn clusters_and_caches_are_groups_of_what_is_online() {
+    let root = tree(&[
+        (&format!("{CPU}/online"), "1-3"),
+        (&format!("{CPU}/cpu1/topology/cluster_cpus_list"), "0-1"),
+        (&format!("{CPU}/cpu1/cache/index2/level"), "2"),
+        (&format!("{CPU}/cpu1/cache/index2/shared_cpu_list"), "1"),
+        (&format!("{CPU}/cpu1/cache/index3/level"), "3"),
+        (&format!("{CPU}/cpu1/cache/index3/shared_cpu_map"), "f"),
+        (&format!("{CPU}/cpu3/cache/index3/level"), "3"),
+        (&format!("{CPU}/cpu3/cache/index3/shared_cpu_list"), "0-3"),
+    ]);
+    let cells = read(&root).unwrap();
+    let groups: Vec<_> = cells[0].cpus.iter().map(|cpu| (cpu.cluster, cpu.l3)).collect();
+    assert_eq!(groups, [(Some(1), Some(1)), (None, None), (None, Some(1))]);
+}
+
+#[test]
+fn a_cpu_that_two_nodes_claim_is_in_the_first_only() {
+    let root = tree(&[
+        (&format!("{CPU}/online"), "0-2"),
+        (&format!("{NODE}/node1/cpulist"), "0-1"),
+        (&format!("{NODE}/node5/cpulist"), "1-2"),
+    ]);
+    let cells = read(&root).unwrap();
+    assert_eq!((ids(&cells[0]), ids(&cells[1])), (vec![0, 1], vec![2]));
+}
+
+#[test]
+fn memory_on_a_gpu_is_no_cell() {
+    let root = tree(&[
+        (&format!("{CPU}/online"), "0-1"),
+        (&format!("{NODE}/node0/cpulist"), "0-1"),
+        (&format!("{NODE}/node0/distance"), "10 80\n"),
+        (&format!("{NODE}/node255/cpulist"), "\n"),
+        (&format!("{NODE}/node255/distance"), "80 10\n"),
+        ("proc/driver/nvidia/gpus/0004:04:00.0/numa_status", "Node:   \t 255\nNUMA memory status: online\n"),
+    ]);
+    let cells = read(&root).unwrap();
+    assert_eq!(cells.len(), 1);
+    assert_eq!(cells[0].distances, BTreeMap::from([(0, 10)]));
+}
+
+#[test]
+fn links_tell_the_cell_of_their_device() {
+    let root = tree(&[
+        (&format!("{CPU}/online"), "0"),
+        ("sys/devices/pci0/numa_node", "1\n"),
+        ("sys/devices/pci1/numa_node", "-1\n"),
+    ]);
+    for (link, device) in [("eth0", "pci0"), ("eth1", "pci1"), ("lo", "none")] {
+        let folder = root.path().join("sys/class/net").join(link);
+        fs::create_dir_all(&folder).unwrap();
+        std::os::unix::fs::symlink(format!("../../../devices/{device}"), folder.join("device")).unwrap();
+    }
+    let cells = link_cells(root.path()).unwrap();
+    assert_eq!(cells, BTreeMap::from([("eth0".to_owned(), Some(1)), ("eth1".to_owned(), None)]));
+}
+
+#[test]
+fn nothing_outside_of_the_tree_is_read() {
+    let outside = tree(&[("secret", "0-9\n")]);
+    let root = tree(&[(&format!("{CPU}/cpu0/online"), "1"), ("inside", "0\n")]);
+    let online = root.path().join(CPU).join("online");
+    for target in [outside.path().join("secret"), "../../../../../../../../../../etc/hostname".into()] {
+        std::os::unix::fs::symlink(&target, &online).unwrap();
+        assert_eq!(ids(&read(&root).unwrap()[0]), [0], "{} was followed", target.display());
+        fs::remove_file(&online).unwrap();
+    }
+    std::os::unix::fs::symlink("/inside", &online).unwrap();
+    assert_eq!(ids(&read(&root).unwrap()[0]), [0]);
+    fs::remove_file(&online).unwrap();
+    // What is no file is neither waited for nor taken for one.
+    nix::unistd::mkfifo(&online, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(read(&root).is_err());
+    fs::remove_file(&online).unwrap();
+    fs::create_dir(&online).unwrap();
+    assert!(read(&root).unwrap_err().to_string().contains("online"));
+    assert!(matches!(read_cells(Path::new("/nowhere"), 4), Err(InventoryError::Unreadable { .. })));
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn host() -> Capacity {
                 die: 0,
                 core: i64::from(cpu),
                 siblings: vec![cpu],
-                l3: None,
+                ..Cpu::default()
             })
             .collect(),
         memory_bytes: 8 * GIB,

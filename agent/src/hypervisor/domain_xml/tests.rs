@@ -51,7 +51,7 @@ fn cell(id: u32, cpus: std::ops::Range<u32>, shared: Vec<u32>, distances: [(u32,
     Cell {
         id,
         cpus: cpus
-            .map(|id| Cpu { id, package: 0, die: 0, core: id.into(), siblings: vec![id], l3: None })
+            .map(|id| Cpu { id, package: 0, die: 0, core: id.into(), siblings: vec![id], ..Cpu::default() })
             .collect(),
         memory_bytes: 8 << 30,
         page_pools: vec![],

@@ -92,7 +92,7 @@ impl Scene {
             die: 0,
             core: i64::from(id / 2),
             siblings: vec![id & !1, id | 1],
-            l3: None,
+            ..Cpu::default()
         };
         let cell = Cell {
             id: 0,

@@ -24,7 +24,7 @@ async fn change(api: &Api, changes: Vec<Change>) {
 
 /// A host with one cell of `cpus` shared CPUs and 4 GiB.
 fn inventory(name: &str, cpus: u32) -> Inventory {
-    let cpu = |id| Cpu { id, package: 0, die: 0, core: id.into(), siblings: vec![id], l3: None };
+    let cpu = |id| Cpu { id, package: 0, die: 0, core: id.into(), siblings: vec![id], ..Cpu::default() };
     Inventory {
         hostname: name.into(),
         agent_version: env!("CARGO_PKG_VERSION").into(),
