@@ -6,13 +6,14 @@ use crate::host::Host;
 use crate::hypervisor::{Cancel, DomainContext, Hypervisor};
 use crate::migration::Migrations;
 use crate::report::Reporter;
+use crate::reservations::ReserveError;
 use crate::state::State;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::id::InstanceId;
 use godwit_protocol::instance::InstanceSpec;
 use godwit_protocol::network::NetworkWanted;
 use godwit_protocol::request::{AgentReply, AgentRequest};
-use godwit_protocol::reservation::Reservation;
+use godwit_protocol::reservation::{Reservation, ReservePlan};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,9 +64,7 @@ impl Agent {
         let pool = &self.host.pool;
         match request {
             R::Report => return self.report(),
-            R::Reserve(reservation) => {
-                self.host.reservations.reserve(&self.host.capacity()?, reservation.clone())?;
-            }
+            R::Reserve(plan) => self.reserve(plan)?,
             R::Release(instance) => {
                 self.host.reservations.release(*instance).map_err(not_kept)?;
             }
@@ -112,6 +111,21 @@ impl Agent {
             }
         }
         Ok(AgentReply::Done)
+    }
+
+    /// Holds what a plan says, unless the host is not the one that the plan was made for.
+    fn reserve(&self, plan: &ReservePlan) -> Result<(), RequestError> {
+        let reservations = &self.host.reservations;
+        if reservations.get(plan.reservation.instance).as_ref() == Some(&plan.reservation) {
+            return Ok(());
+        }
+        let capacity = self.host.capacity()?;
+        let changed = self.reporter.told_cells(&capacity.cells);
+        if changed.is_none_or(|changed| plan.generation < changed) {
+            return Err(ReserveError::Stale { planned: plan.generation, changed }.into());
+        }
+        reservations.reserve(&capacity, plan.reservation.clone())?;
+        Ok(())
     }
 
     fn report(&self) -> Answer {

@@ -67,7 +67,7 @@ fn subject(request: &AgentRequest) -> Option<Subject> {
         R::Report | R::Console { .. } | R::InstanceState(_) | R::CancelMigration(_) => return None,
         R::EnsureNetwork(wanted) => Subject::Network(wanted.network),
         R::RemoveNetwork { network, .. } => Subject::Network(*network),
-        R::Reserve(reservation) => Subject::Instance(reservation.instance),
+        R::Reserve(plan) => Subject::Instance(plan.reservation.instance),
         R::CreateDisk(disk) => Subject::Instance(disk.instance),
         R::DefineInstance(spec) => Subject::Instance(spec.instance),
         R::PrepareMigration(target) => Subject::Instance(target.spec.instance),

@@ -78,6 +78,7 @@ impl Host {
             inventory,
             instances,
             reservations: self.reservations.list(),
+            drifts: Vec::new(),
             networks: self.network.observe()?,
         })
     }

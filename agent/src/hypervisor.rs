@@ -6,6 +6,7 @@ mod events;
 pub mod fake;
 mod kvm_proof;
 pub mod libvirt;
+pub mod pins;
 mod raw;
 
 use godwit_protocol::error::{ErrorKind, RequestError};

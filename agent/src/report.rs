@@ -2,11 +2,11 @@
 
 use crate::state::State;
 use godwit_protocol::error::{ErrorKind, RequestError};
-use godwit_protocol::host::{Heartbeat, Inventory};
+use godwit_protocol::host::{Cell, Heartbeat, Inventory};
 use godwit_protocol::request::HostReport;
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use tokio::sync::{Mutex, Notify};
 
 /// Free space of a pool is told anew when it moved by this much, in bytes.
@@ -22,6 +22,7 @@ pub struct Reporter {
     newest: Mutex<Option<HostReport>>,
     generation: AtomicU64,
     inventory_digest: AtomicU64,
+    cells: std::sync::Mutex<Option<(u64, Vec<Cell>)>>,
     changed: Notify,
 }
 
@@ -34,6 +35,7 @@ impl Reporter {
             newest: Mutex::default(),
             generation: AtomicU64::new(0),
             inventory_digest: AtomicU64::new(0),
+            cells: std::sync::Mutex::default(),
             changed: Notify::new(),
         }
     }
@@ -68,10 +70,25 @@ impl Reporter {
         }
         let unavailable = |e| RequestError::new(ErrorKind::Unavailable, crate::hypervisor::chain(&e));
         report.generation = self.state.next_generation().map_err(unavailable)?;
+        self.note_cells(&report);
         self.inventory_digest.store(digest(&report.inventory), Ordering::Release);
         self.generation.store(report.generation, Ordering::Release);
         *newest = Some(report.clone());
         Ok(Some(report))
+    }
+
+    fn note_cells(&self, report: &HostReport) {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        if cells.as_ref().is_none_or(|(_, told)| *told != report.inventory.cells) {
+            *cells = Some((report.generation, report.inventory.cells.clone()));
+        }
+    }
+
+    /// The first generation from which on the host's cells were told as they are in `now`; none: they changed, or
+    /// no report was made yet.
+    pub fn told_cells(&self, now: &[Cell]) -> Option<u64> {
+        let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.as_ref().filter(|(_, told)| told == now).map(|(generation, _)| *generation)
     }
 
     /// The sign of life. It reads three numbers and waits for nothing.

@@ -5,7 +5,7 @@ use crate::state::{StateError, read_json, write_atomic};
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::host::Cell;
 use godwit_protocol::id::InstanceId;
-use godwit_protocol::reservation::{Reservation, ReservedCell};
+use godwit_protocol::reservation::{Refusal, Reservation, ReservedCell};
 use prometheus::{IntGauge, Registry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,14 @@ const MAX_VCPUS_PER_SHARED_CPU: u64 = 64;
 /// Why a reservation is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ReserveError {
+    /// The cells are not those that it was planned for.
+    #[error("the plan was made from report {planned}, and this host's cells have changed since")]
+    Stale {
+        /// The plan's generation.
+        planned: u64,
+        /// The first generation with the cells as they are, if one was told.
+        changed: Option<u64>,
+    },
     /// It contradicts itself.
     #[error("the reservation is wrong: {0}")]
     Malformed(&'static str),
@@ -47,10 +55,10 @@ pub enum ReserveError {
         holder: InstanceId,
     },
     /// Too many floating vCPUs.
-    #[error("{place} can carry {have} floating vCPUs, and {need} would be there")]
+    #[error("{} can carry {have} floating vCPUs, and {need} would be there", place(*.cell))]
     SharedCpus {
-        /// `this host` or the cell.
-        place: String,
+        /// The cell; none: the whole host.
+        cell: Option<u32>,
         /// vCPUs with this reservation.
         need: u64,
         /// vCPUs there may be.
@@ -77,10 +85,10 @@ pub enum ReserveError {
         have: u64,
     },
     /// Too little memory.
-    #[error("{place}: {need} bytes of memory are needed, {have} are free")]
+    #[error("{}: {need} bytes of memory are needed, {have} are free", place(*.cell))]
     Memory {
-        /// `this host` or the cell.
-        place: String,
+        /// The cell; none: the whole host.
+        cell: Option<u32>,
         /// Bytes needed.
         need: u64,
         /// Bytes free.
@@ -91,14 +99,36 @@ pub enum ReserveError {
     Keep(#[from] StateError),
 }
 
+fn place(cell: Option<u32>) -> String {
+    cell.map_or_else(|| "this host".to_owned(), |cell| format!("cell {cell}"))
+}
+
+impl ReserveError {
+    /// The veto as it travels; none: it is no veto.
+    fn refusal(&self) -> Option<Refusal> {
+        Some(match *self {
+            Self::Malformed(_) | Self::Keep(_) => return None,
+            Self::Stale { planned, changed } => Refusal::Stale { planned, changed },
+            Self::NoCell(cell) => Refusal::NoCell { cell },
+            Self::NoCpu { cpu, .. } | Self::NoCpuAnywhere(cpu) => Refusal::NoCpu { cpu },
+            Self::NotDedicated(cpu) => Refusal::NotDedicated { cpu },
+            Self::CpuTaken { cpu, holder } => Refusal::CpuTaken { cpu, holder },
+            Self::SharedCpus { need, have, .. } => Refusal::SharedCpus { need, have },
+            Self::NoPageSize { cell, size_kib } => Refusal::NoPageSize { cell, size_kib },
+            Self::Pages { cell, size_kib, need, have } => Refusal::Pages { cell, size_kib, need, have },
+            Self::Memory { cell, need, have } => Refusal::Memory { cell, need, have },
+        })
+    }
+}
+
 impl From<ReserveError> for RequestError {
     fn from(error: ReserveError) -> Self {
-        let kind = match error {
-            ReserveError::Malformed(_) => ErrorKind::Invalid,
-            ReserveError::Keep(_) => ErrorKind::Unavailable,
-            _ => ErrorKind::Refused,
-        };
-        RequestError::new(kind, crate::hypervisor::chain(&error))
+        let text = crate::hypervisor::chain(&error);
+        match (error.refusal(), error) {
+            (Some(refusal), _) => RequestError::refused(text, refusal),
+            (None, ReserveError::Keep(_)) => RequestError::new(ErrorKind::Unavailable, text),
+            (None, _) => RequestError::new(ErrorKind::Invalid, text),
+        }
     }
 }
 
@@ -304,17 +334,17 @@ fn check_shared_cpus(
     others: &[&Reservation],
     wanted: &Reservation,
 ) -> Result<(), ReserveError> {
-    let check = |place: String, cell: Option<u32>, cpus: usize| {
+    let check = |cell: Option<u32>, cpus: usize| {
         let asked = floating(wanted, cell);
         let need = others.iter().map(|r| floating(r, cell)).sum::<u64>().saturating_add(asked);
         let have = cpus as u64 * MAX_VCPUS_PER_SHARED_CPU;
-        if asked > 0 && need > have { Err(ReserveError::SharedCpus { place, need, have }) } else { Ok(()) }
+        if asked > 0 && need > have { Err(ReserveError::SharedCpus { cell, need, have }) } else { Ok(()) }
     };
     for cell in &wanted.cells {
         let shared = host_cell(host, cell.host)?.shared_cpus.len();
-        check(format!("cell {}", cell.host), Some(cell.host), shared)?;
+        check(Some(cell.host), shared)?;
     }
-    check("this host".to_owned(), None, host.cells.iter().map(|c| c.shared_cpus.len()).sum())
+    check(None, host.cells.iter().map(|c| c.shared_cpus.len()).sum())
 }
 
 /// The cell's ordinary page size; the smallest there is.
@@ -379,14 +409,14 @@ fn check_memory(host: &Capacity, others: &[&Reservation], wanted: &Reservation) 
         let have = memory.get(&cell.host).copied().unwrap_or(0).saturating_sub(used);
         let need = bound(wanted, Some(cell.host));
         if need > have {
-            return Err(ReserveError::Memory { place: format!("cell {}", cell.host), need, have });
+            return Err(ReserveError::Memory { cell: Some(cell.host), need, have });
         }
     }
     let all = |r: &Reservation| if r.cells.is_empty() { r.memory_bytes } else { bound(r, None) };
     let used = others.iter().map(|r| all(r)).fold(0, u64::saturating_add);
     let have = memory.values().sum::<u64>().saturating_sub(used);
     match all(wanted) {
-        need if need > have => Err(ReserveError::Memory { place: "this host".to_owned(), need, have }),
+        need if need > have => Err(ReserveError::Memory { cell: None, need, have }),
         _ => Ok(()),
     }
 }

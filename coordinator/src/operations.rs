@@ -7,6 +7,7 @@ pub mod delete_instance;
 pub mod live_migrate;
 pub mod place;
 pub mod power;
+mod reserve;
 mod step;
 
 pub use step::{Context, StepError};

@@ -1,5 +1,6 @@
 //! Why an agent could not do what it was asked.
 
+use crate::reservation::Refusal;
 use serde::{Deserialize, Serialize};
 
 /// What the coordinator may do about an error. It decides by this, never by the text.
@@ -32,12 +33,26 @@ pub struct RequestError {
     pub kind: ErrorKind,
     /// For people: what failed and, where there is one, what to do.
     pub message: String,
+    /// With [`ErrorKind::Refused`]: the rule, for the coordinator to decide by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Box<Refusal>>,
 }
 
 impl RequestError {
     /// An error of `kind` that says `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), refusal: None }
+    }
+
+    /// A host's veto.
+    pub fn refused(message: impl Into<String>, refusal: Refusal) -> Self {
+        Self { refusal: Some(Box::new(refusal)), ..Self::new(ErrorKind::Refused, message) }
+    }
+
+    /// Whether the plan was made from cells that are not there any more: with a new report it is worth another try
+    /// on the same host.
+    pub fn is_stale(&self) -> bool {
+        matches!(self.refusal.as_deref(), Some(Refusal::Stale { .. }))
     }
 
     /// Whether the same request may succeed later with nothing else changed.

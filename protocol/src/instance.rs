@@ -5,7 +5,7 @@ use crate::image::DiskFormat;
 use crate::port::GuestPort;
 use crate::reservation::Reservation;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// All that a host must know to define and start an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,12 +18,27 @@ pub struct InstanceSpec {
     pub reservation: Reservation,
     /// Sockets, cores and threads that the guest sees; none: one core a socket.
     pub topology: Option<CpuTopology>,
+    /// How its threads and memory are treated.
+    #[serde(default)]
+    pub tuning: Tuning,
     /// Format of `<pool>/instances/<id>/disk`.
     pub disk_format: DiskFormat,
     /// NICs in order.
     pub ports: Vec<GuestPort>,
     /// What the config drive says.
     pub config_drive: ConfigDrive,
+}
+
+/// How an instance's threads and memory are treated, beside where they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// The emulator's threads float over the host's shared CPUs; else they stay on the vCPUs' CPUs, or on CPUs of
+    /// their own where the reservation has some.
+    pub emulator_shares: bool,
+    /// vCPUs that run in real time.
+    pub realtime_vcpus: BTreeSet<u32>,
+    /// The guest's memory is never swapped out.
+    pub locked_memory: bool,
 }
 
 /// A guest's CPU topology; the product is the number of vCPUs.

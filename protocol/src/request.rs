@@ -8,7 +8,7 @@ use crate::instance::{InstanceReport, InstanceSpec, InstanceState};
 use crate::migration::{MigrationOutcome, MigrationSource, MigrationTarget, TargetReady};
 use crate::network::{NetworkReported, NetworkWanted};
 use crate::operation::Progress;
-use crate::reservation::Reservation;
+use crate::reservation::{Drift, Reservation, ReservePlan};
 use serde::{Deserialize, Serialize};
 
 /// First message on the channel, from the agent.
@@ -50,6 +50,9 @@ pub struct HostReport {
     pub instances: Vec<InstanceReport>,
     /// What is held there.
     pub reservations: Vec<Reservation>,
+    /// What is not where its reservation says, as last looked at.
+    #[serde(default)]
+    pub drifts: Vec<Drift>,
     /// What the overlay looks like there.
     pub networks: Vec<NetworkReported>,
 }
@@ -71,8 +74,8 @@ pub struct DiskRequest {
 pub enum AgentRequest {
     /// Send a full report now.
     Report,
-    /// Hold exactly this for an instance, or refuse.
-    Reserve(Reservation),
+    /// Hold exactly this for an instance, or refuse with a [`crate::reservation::Refusal`].
+    Reserve(ReservePlan),
     /// Let go of what an instance holds.
     Release(InstanceId),
     /// Make an instance's disk.

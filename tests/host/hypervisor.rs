@@ -13,7 +13,7 @@ use godwit_agent::inventory::read_cells;
 use godwit_agent::storage::Pool;
 use godwit_protocol::id::{InstanceId, NetworkId, PortId};
 use godwit_protocol::image::DiskFormat;
-use godwit_protocol::instance::{ConfigDrive, InstanceSpec, InstanceState};
+use godwit_protocol::instance::{ConfigDrive, InstanceSpec, InstanceState, Tuning};
 use godwit_protocol::port::{GuestPort, PortAddress, tap_name};
 use godwit_protocol::reservation::{Reservation, ReservedCell};
 use godwit_tests::guest_image;
@@ -94,6 +94,7 @@ fn spec(context: &DomainContext) -> InstanceSpec {
             idle_cpus: vec![],
         },
         topology: None,
+        tuning: Tuning::default(),
         disk_format: DiskFormat::Raw,
         ports: vec![GuestPort {
             port: PortId::random(),

@@ -3,4 +3,5 @@
 
 mod fleet;
 mod model;
+mod reservations;
 mod steps;

@@ -12,7 +12,7 @@ use godwit_protocol::migration::{MigrationOutcome, TargetReady};
 use godwit_protocol::network::NetworkReported;
 use godwit_protocol::quic::{self, COORDINATOR_NAME, Identity};
 use godwit_protocol::request::{AgentMessage, AgentReply, AgentRequest, Hello, HostReport, Welcome};
-use godwit_protocol::reservation::Reservation;
+use godwit_protocol::reservation::{Refusal, Reservation, ReservePlan};
 use quinn::{Connection, Endpoint};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,6 +26,8 @@ pub(crate) struct Held {
     pub(crate) domains: BTreeMap<InstanceId, InstanceState>,
     pub(crate) networks: BTreeMap<NetworkId, u32>,
     pub(crate) prepared: BTreeSet<MigrationId>,
+    /// The first generation of a report with the cells as they are; none: they never changed.
+    pub(crate) cells_changed: Option<u64>,
 }
 
 /// How a request goes wrong.
@@ -52,7 +54,7 @@ pub(crate) struct World {
     pub(crate) fault: Option<(usize, Fault)>,
     /// Hosts that say nothing.
     pub(crate) silent: BTreeSet<HostId>,
-    generation: u64,
+    pub(crate) generation: u64,
 }
 
 /// How everybody holds it.
@@ -110,6 +112,7 @@ impl World {
             inventory: inventory(host),
             instances: held.domains.iter().map(state).collect(),
             reservations: held.reservations.values().cloned().collect(),
+            drifts: vec![],
             networks: held.networks.values().map(|vni| reported(*vni)).collect(),
         }
     }
@@ -123,7 +126,12 @@ impl World {
         }
         let held = self.hosts.entry(host).or_default();
         match request {
-            R::Reserve(reservation) => {
+            R::Reserve(ReservePlan { reservation, generation }) => {
+                let planned = *generation;
+                if let Some(changed) = held.cells_changed.filter(|changed| planned < *changed) {
+                    let refusal = Refusal::Stale { planned, changed: Some(changed) };
+                    return Err(RequestError::refused("the cells have changed", refusal));
+                }
                 let taken = held.reservations.values().filter(|r| r.instance != reservation.instance);
                 let taken: BTreeSet<u32> = taken.flat_map(Reservation::pinned_cpus).collect();
                 if reservation.pinned_cpus().any(|cpu| taken.contains(&cpu)) {

@@ -14,9 +14,10 @@ use crate::storage::Pool;
 use godwit_protocol::host::Underlay;
 use godwit_protocol::id::{HostId, MigrationId, NetworkId};
 use godwit_protocol::image::DiskFormat;
-use godwit_protocol::instance::{ConfigDrive, InstanceState};
+use godwit_protocol::instance::{ConfigDrive, InstanceState, Tuning};
 use godwit_protocol::network::Unknown;
 use godwit_protocol::quic::Identity;
+use godwit_protocol::reservation::Refusal;
 use prometheus::Registry;
 
 /// A certificate that nobody asks for.
@@ -106,6 +107,17 @@ impl Rig {
         }
     }
 
+    /// A request to hold what `spec` wants, made from the host's newest report.
+    async fn plan(&self, spec: &InstanceSpec) -> AgentRequest {
+        let Ok(AgentReply::Report(report)) = self.ask(AgentRequest::Report).await else {
+            panic!("no report")
+        };
+        AgentRequest::Reserve(ReservePlan {
+            reservation: spec.reservation.clone(),
+            generation: report.generation,
+        })
+    }
+
     async fn refusal(&self, request: AgentRequest) -> ErrorKind {
         self.ask(request).await.unwrap_err().kind
     }
@@ -125,6 +137,7 @@ fn spec() -> InstanceSpec {
             idle_cpus: Vec::new(),
         },
         topology: None,
+        tuning: Tuning::default(),
         disk_format: DiskFormat::Raw,
         ports: Vec::new(),
         config_drive: ConfigDrive::default(),
@@ -149,13 +162,32 @@ fn wanted(generation: u64) -> NetworkWanted {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_plan_for_a_host_that_was_another_is_refused_with_the_reason_and_a_repetition_is_not() {
+    let dir = folder();
+    let rig = Rig::start(&dir);
+    let (one, two) = (spec(), spec());
+    let blind = ReservePlan { reservation: one.reservation.clone(), generation: 1 };
+    let error = rig.ask(AgentRequest::Reserve(blind.clone())).await.unwrap_err();
+    assert!(error.is_stale(), "nothing was reported yet: {error:?}");
+    let planned = rig.plan(&one).await;
+    rig.ask(planned.clone()).await.unwrap();
+    let AgentRequest::Reserve(ReservePlan { generation, .. }) = planned else { unreachable!() };
+    let older = ReservePlan { reservation: two.reservation.clone(), generation: generation - 1 };
+    let error = rig.ask(AgentRequest::Reserve(older)).await.unwrap_err();
+    let wanted = Refusal::Stale { planned: generation - 1, changed: Some(generation) };
+    assert_eq!((error.kind, error.refusal.as_deref()), (ErrorKind::Refused, Some(&wanted)));
+    // What is held already is held, whatever the plan was made from.
+    rig.ask(AgentRequest::Reserve(blind)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_defined_or_started_that_holds_nothing_here() {
     let dir = folder();
     let rig = Rig::start(&dir);
     let spec = spec();
     assert_eq!(rig.refusal(AgentRequest::DefineInstance(Box::new(spec.clone()))).await, ErrorKind::Conflict);
     assert_eq!(rig.refusal(AgentRequest::StartInstance(spec.instance)).await, ErrorKind::Conflict);
-    rig.ask(AgentRequest::Reserve(spec.reservation.clone())).await.unwrap();
+    rig.ask(rig.plan(&spec).await).await.unwrap();
     let mut larger = spec.clone();
     larger.reservation.memory_bytes *= 2;
     assert_eq!(rig.refusal(AgentRequest::DefineInstance(Box::new(larger))).await, ErrorKind::Conflict);
@@ -168,7 +200,7 @@ async fn each_request_of_a_life_may_come_twice_and_answers_the_same() {
     let spec = spec();
     let instance = spec.instance;
     let life = [
-        AgentRequest::Reserve(spec.reservation.clone()),
+        rig.plan(&spec).await,
         AgentRequest::EnsureNetwork(wanted(1)),
         AgentRequest::DefineInstance(Box::new(spec)),
         AgentRequest::StartInstance(instance),
@@ -196,7 +228,7 @@ async fn a_report_tells_what_runs_what_is_held_and_what_the_overlay_is() {
     let dir = folder();
     let rig = Rig::start(&dir);
     let spec = spec();
-    rig.ask(AgentRequest::Reserve(spec.reservation.clone())).await.unwrap();
+    rig.ask(rig.plan(&spec).await).await.unwrap();
     rig.ask(AgentRequest::EnsureNetwork(wanted(1))).await.unwrap();
     rig.ask(AgentRequest::DefineInstance(Box::new(spec.clone()))).await.unwrap();
     rig.ask(AgentRequest::StartInstance(spec.instance)).await.unwrap();
@@ -233,7 +265,7 @@ async fn with_the_hypervisor_down_what_needs_it_is_unavailable_and_the_rest_work
     let rig = Rig::start(&dir);
     let spec = spec();
     rig.fake.set_down(true);
-    rig.ask(AgentRequest::Reserve(spec.reservation.clone())).await.unwrap();
+    rig.ask(rig.plan(&spec).await).await.unwrap();
     rig.ask(AgentRequest::EnsureNetwork(wanted(1))).await.unwrap();
     let define = AgentRequest::DefineInstance(Box::new(spec));
     assert_eq!(rig.refusal(define.clone()).await, ErrorKind::Unavailable);

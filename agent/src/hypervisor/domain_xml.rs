@@ -1,5 +1,6 @@
 //! An instance as libvirt describes it. Pure: the same spec on the same host gives the same text.
 
+use super::pins::Pins;
 use super::{DomainContext, MemoryBinding};
 use crate::storage::InstancePaths;
 use godwit_protocol::host::Cell;
@@ -40,6 +41,9 @@ const EMULATED_CPU: &str = "Nehalem";
 /// Page size in KiB that needs no reservation in the kernel.
 const ORDINARY_PAGE_KIB: u64 = 4;
 
+/// Of vCPUs that run in real time: above all ordinary threads, below the kernel's own of that kind.
+const REALTIME_PRIORITY: u32 = 1;
+
 /// Name of an instance's domain.
 pub fn domain_name(instance: InstanceId) -> String {
     format!("instance-{}", instance.short())
@@ -64,8 +68,8 @@ fn write_domain(
     writeln!(xml, "  <uuid>{}</uuid>", spec.instance)?;
     writeln!(xml, "  <title>{}</title>", Escaped(&spec.name))?;
     writeln!(xml, "  <memory unit='KiB'>{}</memory>", reservation.memory_bytes / 1024)?;
-    write_memory_backing(xml, reservation)?;
-    write_vcpus(xml, reservation, &context.cells)?;
+    write_memory_backing(xml, spec)?;
+    write_vcpus(xml, spec, &context.cells)?;
     if context.memory_binding == MemoryBinding::Strict {
         write_numatune(xml, reservation)?;
     }
@@ -74,7 +78,9 @@ fn write_domain(
         "  <os><type arch='x86_64' machine='{}'>hvm</type><boot dev='hd'/></os>",
         emulator.machine
     )?;
-    writeln!(xml, "  <features><acpi/><apic/></features>")?;
+    // Counting performance events interrupts a vCPU that runs in real time.
+    let pmu = if spec.tuning.realtime_vcpus.is_empty() { "" } else { "<pmu state='off'/>" };
+    writeln!(xml, "  <features><acpi/><apic/>{pmu}</features>")?;
     write_cpu(xml, spec, &context.cells, emulator)?;
     write_clock(xml, emulator)?;
     for (event, action) in [("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")] {
@@ -84,63 +90,58 @@ fn write_domain(
     writeln!(xml, "</domain>")
 }
 
-fn write_memory_backing(xml: &mut String, reservation: &Reservation) -> fmt::Result {
+fn write_memory_backing(xml: &mut String, spec: &InstanceSpec) -> fmt::Result {
     let mut guests_by_page = BTreeMap::<u64, BTreeSet<u32>>::new();
-    for cell in &reservation.cells {
+    for cell in &spec.reservation.cells {
         if let Some(size) = cell.page_size_kib.filter(|&size| size > ORDINARY_PAGE_KIB) {
             guests_by_page.entry(size).or_default().insert(cell.guest);
         }
     }
-    if guests_by_page.is_empty() {
+    let realtime = !spec.tuning.realtime_vcpus.is_empty();
+    let locked = spec.tuning.locked_memory || realtime;
+    if guests_by_page.is_empty() && !locked {
         return Ok(());
     }
-    writeln!(xml, "  <memoryBacking><hugepages>")?;
-    for (size, guests) in &guests_by_page {
-        writeln!(xml, "    <page size='{size}' unit='KiB' nodeset='{}'/>", List(guests))?;
+    writeln!(xml, "  <memoryBacking>")?;
+    if !guests_by_page.is_empty() {
+        writeln!(xml, "    <hugepages>")?;
+        for (size, guests) in &guests_by_page {
+            writeln!(xml, "      <page size='{size}' unit='KiB' nodeset='{}'/>", List(guests))?;
+        }
+        writeln!(xml, "    </hugepages>")?;
     }
-    writeln!(xml, "  </hugepages></memoryBacking>")
+    if realtime {
+        // A page that is shared must be copied at the first write, which takes its time.
+        writeln!(xml, "    <nosharepages/>")?;
+    }
+    if locked {
+        writeln!(xml, "    <locked/>")?;
+    }
+    writeln!(xml, "  </memoryBacking>")
 }
 
-/// CPUs of the host that a cell's floating vCPUs may use.
-fn shared_cpus(cells: &[Cell], host: u32) -> BTreeSet<u32> {
-    let Some(cell) = cells.iter().find(|cell| cell.id == host) else { return BTreeSet::new() };
-    if cell.shared_cpus.is_empty() {
-        // Nothing was kept for sharing, so placement cannot have meant any other CPUs.
-        return cell.cpus.iter().map(|cpu| cpu.id).collect();
-    }
-    cell.shared_cpus.iter().copied().collect()
-}
-
-fn write_vcpus(xml: &mut String, reservation: &Reservation, cells: &[Cell]) -> fmt::Result {
-    let vcpus = reservation.vcpus;
-    if reservation.cells.is_empty() {
-        let floating: BTreeSet<u32> =
-            cells.iter().flat_map(|cell| cell.shared_cpus.iter().copied()).collect();
-        return match floating.is_empty() {
+fn write_vcpus(xml: &mut String, spec: &InstanceSpec, cells: &[Cell]) -> fmt::Result {
+    let vcpus = spec.reservation.vcpus;
+    let pins = Pins::of(&spec.reservation, &spec.tuning, cells);
+    if spec.reservation.cells.is_empty() {
+        return match pins.emulator.is_empty() {
             true => writeln!(xml, "  <vcpu placement='static'>{vcpus}</vcpu>"),
-            false => writeln!(xml, "  <vcpu placement='static' cpuset='{}'>{vcpus}</vcpu>", List(&floating)),
+            false => {
+                writeln!(xml, "  <vcpu placement='static' cpuset='{}'>{vcpus}</vcpu>", List(&pins.emulator))
+            }
         };
     }
     writeln!(xml, "  <vcpu placement='static'>{vcpus}</vcpu>")?;
-    let mut pins = BTreeMap::<u32, BTreeSet<u32>>::new();
-    for cell in &reservation.cells {
-        pins.extend(cell.pinning.iter().map(|(&vcpu, &cpu)| (vcpu, BTreeSet::from([cpu]))));
-        let shared = shared_cpus(cells, cell.host);
-        if !shared.is_empty() {
-            pins.extend(cell.shared_vcpus.iter().map(|&vcpu| (vcpu, shared.clone())));
-        }
-    }
-    // Emulator threads without CPUs of their own stay on those of the vCPUs, off other guests' CPUs.
-    let emulator: BTreeSet<u32> = match reservation.emulator_cpus.is_empty() {
-        true => pins.values().flatten().copied().collect(),
-        false => reservation.emulator_cpus.iter().copied().collect(),
-    };
     writeln!(xml, "  <cputune>")?;
-    for (vcpu, cpus) in &pins {
+    for (vcpu, cpus) in pins.vcpus.iter().filter(|(_, cpus)| !cpus.is_empty()) {
         writeln!(xml, "    <vcpupin vcpu='{vcpu}' cpuset='{}'/>", List(cpus))?;
     }
-    if !emulator.is_empty() {
-        writeln!(xml, "    <emulatorpin cpuset='{}'/>", List(&emulator))?;
+    if !pins.emulator.is_empty() {
+        writeln!(xml, "    <emulatorpin cpuset='{}'/>", List(&pins.emulator))?;
+    }
+    if !spec.tuning.realtime_vcpus.is_empty() {
+        let vcpus = List(&spec.tuning.realtime_vcpus);
+        writeln!(xml, "    <vcpusched vcpus='{vcpus}' scheduler='fifo' priority='{REALTIME_PRIORITY}'/>")?;
     }
     writeln!(xml, "  </cputune>")
 }

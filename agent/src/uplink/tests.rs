@@ -108,6 +108,7 @@ fn empty_report(host: HostId) -> HostReport {
         inventory,
         instances: Vec::new(),
         reservations: Vec::new(),
+        drifts: Vec::new(),
         networks: Vec::new(),
     }
 }

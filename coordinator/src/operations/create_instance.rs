@@ -1,6 +1,7 @@
 //! Create an instance: place and reserve, ports, disk, networks on the host, define, start. A failure undoes
 //! backwards, and the instance is in error with the reason; nothing else is left.
 
+use super::reserve::{Verdict, generation, hold};
 use super::{Context, StepError, delete_instance, in_error, journal, place, spawn};
 use crate::app::Shared;
 use crate::error::Error;
@@ -10,13 +11,13 @@ use crate::fleet::network::{FixedIp, Port};
 use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
 use crate::ledger::now;
+use crate::placement::guest::EmulatorPolicy;
 use crate::placement::request::Request;
 use crate::{addresses, l2};
 use base64::Engine;
-use godwit_protocol::error::ErrorKind;
 use godwit_protocol::id::{HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, UserId};
 use godwit_protocol::image::{DiskFormat, ImageSource};
-use godwit_protocol::instance::{ConfigDrive, InstanceSpec, InstanceState};
+use godwit_protocol::instance::{ConfigDrive, InstanceSpec, InstanceState, Tuning};
 use godwit_protocol::port::{GuestPort, PortAddress};
 use godwit_protocol::request::{AgentReply, AgentRequest, DiskRequest};
 use std::collections::{BTreeMap, BTreeSet};
@@ -196,32 +197,31 @@ pub(super) async fn undo(context: &Context, step: usize) -> Result<(), StepError
 
 /// Places, and holds the place on the host; a host that refuses is not asked again this time.
 async fn reserve(context: &Context) -> Result<(), StepError> {
+    let mut stale = 0;
     loop {
-        let (host, reservation) = context
+        let (host, reservation, generation) = context
             .place(|fleet| {
                 let instance = context.in_fleet(fleet)?;
                 if let (Some(host), Some(reservation)) = (instance.host, &instance.reservation) {
-                    return Ok((vec![], (host, reservation.clone())));
+                    return Ok((vec![], (host, reservation.clone(), generation(fleet, host))));
                 }
                 let wish = place::Wish::of(instance, instance.wanted_host, &instance.refused_by);
                 let (host, reservation) = place::choose(fleet, &context.app.config, &wish)?;
                 let placed =
                     Instance { host: Some(host), reservation: Some(reservation.clone()), ..instance.clone() };
-                Ok((vec![placed.into()], (host, reservation)))
+                Ok((vec![placed.into()], (host, reservation, generation(fleet, host))))
             })
             .await?;
-        match context.ask(host, AgentRequest::Reserve(reservation)).await {
-            Err(StepError::Host { error, .. }) if error.kind == ErrorKind::Refused => {
-                tracing::info!(instance = %context.instance, %host, %error, "a host refused; placing again");
-                context
-                    .update(|i| {
-                        (i.host, i.reservation) = (None, None);
-                        i.refused_by.push(host);
-                    })
-                    .await?;
-            }
-            other => return other.map(drop),
+        let verdict = hold(context, host, reservation, generation, &mut stale).await?;
+        if verdict == Verdict::Held {
+            return Ok(());
         }
+        context
+            .update(|i| {
+                (i.host, i.reservation) = (None, None);
+                i.refused_by.extend((verdict == Verdict::Refused).then_some(host));
+            })
+            .await?;
     }
 }
 
@@ -347,6 +347,7 @@ pub(super) fn spec(context: &Context, fleet: &Fleet) -> Result<InstanceSpec, Ste
         name: instance.name.clone(),
         reservation,
         topology: instance.topology,
+        tuning: tuning(instance)?,
         disk_format: instance.disk_format.unwrap_or(DiskFormat::Raw),
         ports: fleet.ports_of(instance.id).into_iter().filter_map(|p| guest_port(fleet, p)).collect(),
         config_drive: ConfigDrive {
@@ -356,6 +357,23 @@ pub(super) fn spec(context: &Context, fleet: &Fleet) -> Result<InstanceSpec, Ste
             user_data: user_data.and_then(Result::ok),
             availability_zone: "nova".into(),
         },
+    })
+}
+
+/// How the instance's threads and memory are to be treated, as its flavor and image say.
+///
+/// # Errors
+/// When flavor and image contradict each other: they did not when the instance was made.
+fn tuning(instance: &Instance) -> Result<Tuning, StepError> {
+    let flavor = &instance.flavor;
+    let request =
+        Request::from_specs(flavor.vcpus, flavor.memory_mib, &flavor.extra_specs, &instance.image_properties)
+            .map_err(|e| Error::Invalid(e.to_string()))?;
+    let emulator = request.guest.as_ref().and_then(|guest| guest.emulator_policy);
+    Ok(Tuning {
+        emulator_shares: emulator == Some(EmulatorPolicy::Share),
+        realtime_vcpus: request.realtime_vcpus.iter().collect(),
+        locked_memory: request.locked_memory,
     })
 }
 

@@ -2,6 +2,7 @@
 //! the instance runs on the target everything is undone on a failure, and it runs on the source as before; from
 //! then on there is only forward.
 
+use super::reserve::{Verdict, generation, hold};
 use super::{Context, StepError, create_instance, idle, journal, place, spawn};
 use crate::app::{App, Shared};
 use crate::error::Error;
@@ -12,7 +13,6 @@ use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
 use crate::l2;
 use crate::ledger::now;
-use godwit_protocol::error::ErrorKind;
 use godwit_protocol::id::{HostId, InstanceId, MigrationId, NetworkId, UserId};
 use godwit_protocol::instance::{InstanceSpec, InstanceState};
 use godwit_protocol::migration::{MigrationOutcome, MigrationSource, MigrationTarget};
@@ -183,12 +183,13 @@ async fn is_on(context: &Context, source: HostId, target: HostId) -> Option<Host
 }
 
 async fn reserve(context: &Context, id: MigrationId) -> Result<(), StepError> {
+    let mut stale = 0;
     loop {
-        let (target, reservation) = context
+        let (target, reservation, generation) = context
             .place(|fleet| {
                 let migration = in_fleet(fleet, id)?;
                 if let (Some(target), Some(reservation)) = (migration.target, &migration.reservation) {
-                    return Ok((vec![], (target, reservation.clone())));
+                    return Ok((vec![], (target, reservation.clone(), generation(fleet, target))));
                 }
                 let instance = context.in_fleet(fleet)?;
                 let mut excluded = migration.refused_by.clone();
@@ -202,19 +203,18 @@ async fn reserve(context: &Context, id: MigrationId) -> Result<(), StepError> {
                     updated_at: now(),
                     ..migration.clone()
                 };
-                Ok((vec![placed.into()], (target, reservation)))
+                Ok((vec![placed.into()], (target, reservation, generation(fleet, target))))
             })
             .await?;
-        match context.ask(target, AgentRequest::Reserve(reservation)).await {
-            Err(StepError::Host { error, .. }) if error.kind == ErrorKind::Refused => {
-                update(context, id, |m| {
-                    (m.target, m.reservation) = (None, None);
-                    m.refused_by.push(target);
-                })
-                .await?;
-            }
-            other => return other.map(drop),
+        let verdict = hold(context, target, reservation, generation, &mut stale).await?;
+        if verdict == Verdict::Held {
+            return Ok(());
         }
+        update(context, id, |m| {
+            (m.target, m.reservation) = (None, None);
+            m.refused_by.extend((verdict == Verdict::Refused).then_some(target));
+        })
+        .await?;
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use godwit_protocol::host::Cpu;
 use godwit_protocol::id::{NetworkId, PortId};
 use godwit_protocol::image::DiskFormat;
-use godwit_protocol::instance::ConfigDrive;
+use godwit_protocol::instance::{ConfigDrive, Tuning};
 use godwit_protocol::port::PortAddress;
 
 /// An ordinary instance: two floating vCPUs, 512 MiB, one NIC.
@@ -23,6 +23,7 @@ pub(crate) fn spec() -> InstanceSpec {
             idle_cpus: vec![],
         },
         topology: None,
+        tuning: Tuning::default(),
         disk_format: DiskFormat::Qcow2,
         ports: vec![GuestPort {
             port,
@@ -159,6 +160,37 @@ fn emulator_threads_with_cpus_of_their_own_stay_there() {
     let mut spec = two_cells();
     spec.reservation.emulator_cpus = vec![5];
     assert_holds(&describe(&spec, &context(), &Emulator::default()), &["<emulatorpin cpuset='5'/>"]);
+}
+
+#[test]
+fn emulator_threads_that_share_float_over_the_shared_cpus_of_the_guests_cells() {
+    let mut spec = two_cells();
+    spec.tuning.emulator_shares = true;
+    assert_holds(&describe(&spec, &context(), &Emulator::default()), &["<emulatorpin cpuset='0-1,4'/>"]);
+    let mut context = context();
+    context.cells.iter_mut().for_each(|cell| cell.shared_cpus.clear());
+    assert_holds(&describe(&spec, &context, &Emulator::default()), &["<emulatorpin cpuset='0-3,6-7'/>"]);
+}
+
+#[test]
+fn real_time_keeps_the_emulator_away_and_the_memory_in_place() {
+    let mut spec = two_cells();
+    spec.tuning.realtime_vcpus = BTreeSet::from([1]);
+    assert_holds(
+        &describe(&spec, &context(), &Emulator::default()),
+        &[
+            "<vcpusched vcpus='1' scheduler='fifo' priority='1'/>",
+            "<emulatorpin cpuset='0-1,6'/>",
+            "<nosharepages/>",
+            "<locked/>",
+            "<pmu state='off'/>",
+        ],
+    );
+    let mut spec = self::spec();
+    spec.tuning.locked_memory = true;
+    let xml = describe(&spec, &context(), &Emulator::default());
+    assert_holds(&xml, &["<memoryBacking>\n    <locked/>\n  </memoryBacking>"]);
+    assert!(!xml.contains("sharepages") && !xml.contains("pmu"));
 }
 
 #[test]
