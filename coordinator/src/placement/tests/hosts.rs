@@ -162,6 +162,7 @@ fn inventory() -> report::Inventory {
                 die: -1,
                 core: i64::from(cpu / 2),
                 siblings: vec![cpu & !1, cpu | 1],
+                l3: Some(cpus[0]),
                 ..report::Cpu::default()
             })
             .collect(),
