@@ -5,7 +5,7 @@ use crate::crash::{self, Side};
 use crate::host::Host;
 use crate::hypervisor::{Cancel, DomainContext, Hypervisor};
 use crate::migration::Migrations;
-use crate::report::Reporter;
+use crate::report::{Reporter, Told};
 use crate::reservations::ReserveError;
 use crate::state::State;
 use godwit_protocol::error::{ErrorKind, RequestError};
@@ -83,11 +83,15 @@ impl Agent {
             R::StartInstance(instance) => {
                 self.reservation(*instance)?;
                 self.hypervisor.start(*instance)?;
+                self.look_at(*instance)?;
             }
             R::StopInstance { instance, grace_ms } => {
                 self.hypervisor.stop(*instance, Duration::from_millis(*grace_ms))?;
             }
-            R::RebootInstance { instance, hard } => self.hypervisor.reboot(*instance, *hard)?,
+            R::RebootInstance { instance, hard } => {
+                self.hypervisor.reboot(*instance, *hard)?;
+                self.look_at(*instance)?;
+            }
             R::PauseInstance { instance, paused } => self.hypervisor.pause(*instance, *paused)?,
             R::RemoveInstance(instance) => self.hypervisor.remove(*instance)?,
             R::Console { instance, lines } => {
@@ -120,11 +124,22 @@ impl Agent {
             return Ok(());
         }
         let capacity = self.host.capacity()?;
-        let changed = self.reporter.told_cells(&capacity.cells);
-        if changed.is_none_or(|changed| plan.generation < changed) {
-            return Err(ReserveError::Stale { planned: plan.generation, changed }.into());
+        let planned = plan.generation;
+        match self.reporter.told_cells(&capacity.cells) {
+            Told::Since(changed) if planned < changed => {
+                return Err(ReserveError::Stale { planned, changed: Some(changed) }.into());
+            }
+            Told::Otherwise => return Err(ReserveError::Stale { planned, changed: None }.into()),
+            // An agent that has told nothing yet has nothing to hold the plan against but the host itself.
+            Told::Since(_) | Told::Never => {}
         }
         reservations.reserve(&capacity, plan.reservation.clone())?;
+        Ok(())
+    }
+
+    /// Whether what was started is where it was reserved: a guest that runs elsewhere is told of and goes on.
+    fn look_at(&self, instance: InstanceId) -> Result<(), RequestError> {
+        self.host.drifts.check(instance, &self.host.capacity()?.cells, true);
         Ok(())
     }
 

@@ -3,10 +3,13 @@
 use crate::agent::Agent;
 use crate::calls::Calls;
 use crate::config::{Config, MIGRATION_PORT};
+use crate::drift::{self, Drifts};
+use crate::guest_process::GuestProcesses;
 use crate::host::{Host, configured_cells};
 use crate::hypervisor::libvirt::Libvirt;
 use crate::hypervisor::{Hypervisor, chain};
 use crate::instances::Instances;
+use crate::locality::Locality;
 use crate::metrics::{ListenError, Metrics, Process};
 use crate::migration::{MigrationSettings, Migrations};
 use crate::network::HostNetwork;
@@ -159,17 +162,29 @@ fn assemble(
     };
     let migrations = Migrations::new(settings, hypervisor.clone(), registry)?;
     let id = state.host();
+    let processes = GuestProcesses::default();
+    let drifts = Arc::new(Drifts::new(
+        hypervisor.clone(),
+        reservations.clone(),
+        processes.clone(),
+        config.memory_binding,
+        registry,
+    )?);
     let host = Arc::new(Host {
         id,
         config,
         instances,
-        reservations,
+        reservations: reservations.clone(),
+        drifts: drifts.clone(),
         network: Arc::new(network),
         pool,
         migration_listen,
     });
     let reported = host.clone();
     let reporter = Arc::new(Reporter::new(state.clone(), Arc::new(move || reported.report())));
+    let seen = reporter.clone();
+    registry.register(Box::new(Locality::new(reservations, processes, Arc::new(move || seen.cells()))?))?;
+    tokio::spawn(watch_drifts(drifts, reporter.clone()));
     let told = reporter.clone();
     hypervisor.subscribe(Arc::new(move |_| told.mark_changed()));
     let agent = Arc::new(Agent { host, hypervisor, migrations, state, reporter: reporter.clone() });
@@ -180,4 +195,21 @@ fn assemble(
         registry,
     )?;
     Ok((calls, reporter))
+}
+
+/// Looks from time to time whether guests are where they were reserved, and reports when that changes.
+async fn watch_drifts(drifts: Arc<Drifts>, reporter: Arc<Reporter>) {
+    let mut looks = tokio::time::interval(drift::LOOK_EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let (drifts, cells) = (drifts.clone(), reporter.cells());
+        if cells.is_empty() {
+            continue;
+        }
+        let changed = tokio::task::spawn_blocking(move || drifts.check_all(&cells)).await;
+        if changed.unwrap_or(false) {
+            reporter.mark_changed();
+        }
+    }
 }

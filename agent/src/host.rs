@@ -1,6 +1,7 @@
 //! The host as it reports itself: sysfs, libvirt, links and the pool put together.
 
 use crate::config::Config;
+use crate::drift::Drifts;
 use crate::instances::Instances;
 use crate::inventory::{assign_cpus, cpu_model, read_cells};
 use crate::network::HostNetwork;
@@ -31,6 +32,8 @@ pub struct Host {
     pub instances: Instances,
     /// What is held on it.
     pub reservations: Arc<Reservations>,
+    /// What is not where its reservation says.
+    pub drifts: Arc<Drifts>,
     /// Its overlay.
     pub network: Arc<dyn HostNetwork>,
     /// Its storage.
@@ -78,7 +81,7 @@ impl Host {
             inventory,
             instances,
             reservations: self.reservations.list(),
-            drifts: Vec::new(),
+            drifts: self.drifts.list(),
             networks: self.network.observe()?,
         })
     }

@@ -14,6 +14,7 @@ use godwit_protocol::host::{Cell, HypervisorInfo};
 use godwit_protocol::id::InstanceId;
 use godwit_protocol::instance::{InstanceReport, InstanceSpec, InstanceState};
 use godwit_protocol::migration::{MigrationOutcome, MigrationProgress};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -102,6 +103,16 @@ pub trait Hypervisor: Send + Sync {
         progress: &mut dyn FnMut(MigrationProgress),
         cancel: &Cancel,
     ) -> Result<MigrationOutcome, HypervisorError>;
+
+    /// The CPUs that the hypervisor was told for each vCPU of a domain that runs; none when it does not run. vCPUs
+    /// that it was told nothing of are left out.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unavailable`].
+    fn vcpu_pins(
+        &self,
+        instance: InstanceId,
+    ) -> Result<Option<BTreeMap<u32, BTreeSet<u32>>>, HypervisorError>;
 
     /// Calls `listener` for each later event, from a thread of the hypervisor's own; it must not block.
     fn subscribe(&self, listener: Listener);

@@ -15,6 +15,17 @@ const FREE_STEP_BYTES: u64 = 64 << 20;
 /// Reads the host. It blocks. The generation it fills in is replaced.
 pub type Collect = Arc<dyn Fn() -> Result<HostReport, RequestError> + Send + Sync>;
 
+/// What was told of the host's cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing since the agent started.
+    Never,
+    /// What they are, from this generation on.
+    Since(u64),
+    /// What they are not any more.
+    Otherwise,
+}
+
 /// Makes reports, and knows the newest one's generation.
 pub struct Reporter {
     state: Arc<State>,
@@ -84,11 +95,20 @@ impl Reporter {
         }
     }
 
-    /// The first generation from which on the host's cells were told as they are in `now`; none: they changed, or
-    /// no report was made yet.
-    pub fn told_cells(&self, now: &[Cell]) -> Option<u64> {
+    /// Since when the host's cells are told as they are in `now`.
+    pub fn told_cells(&self, now: &[Cell]) -> Told {
         let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        cells.as_ref().filter(|(_, told)| told == now).map(|(generation, _)| *generation)
+        match &*cells {
+            None => Told::Never,
+            Some((generation, told)) if told == now => Told::Since(*generation),
+            Some(_) => Told::Otherwise,
+        }
+    }
+
+    /// The host's cells as they were told last; empty before the first report.
+    pub fn cells(&self) -> Vec<Cell> {
+        let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.as_ref().map(|(_, cells)| cells.clone()).unwrap_or_default()
     }
 
     /// The sign of life. It reads three numbers and waits for nothing.

@@ -38,6 +38,8 @@ pub(crate) enum Command {
         #[arg(long)]
         reason: Option<String>,
     },
+    /// List what does not run where it was reserved; none is as it should be
+    Drift,
     /// Forget a host without servers; it may not connect any more
     Remove {
         /// Id or name
@@ -65,6 +67,21 @@ pub(crate) const COLUMNS: &[Column] = &[
     ("agent", |host| cell(&host["agent_version"])),
 ];
 
+const DRIFT_COLUMNS: &[Column] = &[
+    ("host", |drift| cell(&drift["host"])),
+    ("server", |drift| match drift["server_name"].as_str() {
+        Some(_) => cell(&drift["server_name"]),
+        None => cell(&drift["server"]),
+    }),
+    ("what", |drift| match (drift["aspect"]["vcpu"].as_u64(), drift["aspect"]["cell"].as_u64()) {
+        (Some(vcpu), _) => format!("{} {vcpu}", cell(&drift["kind"])),
+        (_, Some(of)) => format!("{} of cell {of}", cell(&drift["kind"])),
+        _ => cell(&drift["kind"]),
+    }),
+    ("wanted", |drift| cell(&drift["wanted"])),
+    ("found", |drift| cell(&drift["found"])),
+];
+
 impl Command {
     /// Does it.
     pub(crate) fn run(self, app: &App) -> Result<()> {
@@ -74,6 +91,11 @@ impl Command {
             Command::Token { ttl } => token(app, ttl),
             Command::Enable { host } => set_enabled(app, &host, true, None),
             Command::Disable { host, reason } => set_enabled(app, &host, false, reason),
+            Command::Drift => {
+                let answer = app.session.get(Service::Operator, "/drifts")?;
+                let drifts = answer["drifts"].as_array().cloned().unwrap_or_default();
+                app.output.list(&drifts, DRIFT_COLUMNS, "server")
+            }
             Command::Remove { host } => {
                 let host = HOST.find(&app.session, &host)?;
                 app.session.delete(Service::Operator, &format!("/hosts/{}", encode(&id(&host)?)))?;

@@ -9,6 +9,7 @@ pub mod app;
 pub mod ca;
 pub mod config;
 pub mod crash;
+pub mod drift;
 pub mod error;
 pub mod fleet;
 pub mod images;

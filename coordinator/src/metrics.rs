@@ -1,6 +1,7 @@
 //! `/metrics`: what the coordinator knows and does, counted when it is asked for.
 
 use crate::app::Shared;
+use crate::drift;
 use crate::ledger::now;
 use crate::reconcile;
 use axum::Router;
@@ -19,6 +20,7 @@ struct FleetCollector {
     hosts: IntGaugeVec,
     instances: IntGaugeVec,
     operations: IntGaugeVec,
+    drifts: IntGaugeVec,
     connections: IntGauge,
 }
 
@@ -39,6 +41,11 @@ impl FleetCollector {
                 "Operations in the journal by verb and phase; ended ones are kept for a while.",
                 &["verb", "phase"],
             )?,
+            drifts: gauges(
+                "godwit_coordinator_drifts",
+                "What does not run where it was reserved, by kind.",
+                &["kind"],
+            )?,
             connections: IntGauge::new("godwit_coordinator_agent_connections", "Open channels to agents.")?,
         })
     }
@@ -46,12 +53,12 @@ impl FleetCollector {
 
 impl Collector for FleetCollector {
     fn desc(&self) -> Vec<&Desc> {
-        let vectors = [&self.hosts, &self.instances, &self.operations];
+        let vectors = [&self.hosts, &self.instances, &self.operations, &self.drifts];
         vectors.into_iter().flat_map(Collector::desc).chain(self.connections.desc()).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let vectors = [&self.hosts, &self.instances, &self.operations];
+        let vectors = [&self.hosts, &self.instances, &self.operations, &self.drifts];
         vectors.into_iter().for_each(IntGaugeVec::reset);
         for state in ["up", "late", "lost"] {
             self.hosts.with_label_values(&[state]);
@@ -64,6 +71,9 @@ impl Collector for FleetCollector {
             }
             for instance in fleet.instances.values() {
                 self.instances.with_label_values(&[instance.status.name()]).inc();
+            }
+            for (_, drift) in drift::list(fleet) {
+                self.drifts.with_label_values(&[drift.aspect.name()]).inc();
             }
             for operation in fleet.operations.values() {
                 self.operations.with_label_values(&[operation.verb.name(), operation.phase.name()]).inc();

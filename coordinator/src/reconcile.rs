@@ -13,6 +13,7 @@ use godwit_protocol::host::Heartbeat;
 use godwit_protocol::id::{HostId, InstanceId, MigrationId, NetworkId};
 use godwit_protocol::instance::InstanceState;
 use godwit_protocol::request::{AgentReply, AgentRequest, HostReport};
+use godwit_protocol::reservation::Drift;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -71,7 +72,8 @@ pub async fn report(app: &Shared, report: HostReport) {
         }
         let observed = fleet.observed.entry(host).or_insert_with(|| Observed::at(now()));
         observed.seen_at = now();
-        observed.report = Some(report.clone());
+        let before = observed.report.replace(report.clone()).map(|report| report.drifts);
+        tell_drifts(&report, &before.unwrap_or_default());
         true
     });
     if !fresh {
@@ -91,6 +93,15 @@ pub async fn report(app: &Shared, report: HostReport) {
         tokio::spawn(ask_again(app.clone(), host, instance, judged_at));
     }
     repair(app, host);
+}
+
+/// What the host found elsewhere than it was reserved goes to the log when it is new.
+fn tell_drifts(report: &HostReport, before: &[Drift]) {
+    for drift in report.drifts.iter().filter(|drift| !before.contains(drift)) {
+        let (kind, wanted, found) = (drift.aspect.name(), &drift.wanted, &drift.found);
+        let (host, instance) = (report.host, drift.instance);
+        tracing::error!(%host, %instance, kind, wanted, found, "an instance is not where it was reserved");
+    }
 }
 
 /// Migrations whose instance runs on this target now, and was not seen there before.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod crashes;
+mod drift;
 mod fleet;
 mod guest;
 mod guests;

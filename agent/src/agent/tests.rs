@@ -3,6 +3,9 @@
 use super::*;
 use crate::calls::{CallState, Calls};
 use crate::config::Config;
+use crate::drift::Drifts;
+use crate::guest_process::GuestProcesses;
+use crate::hypervisor::MemoryBinding;
 use crate::hypervisor::fake::Fake;
 use crate::instances::Instances;
 use crate::migration::MigrationSettings;
@@ -67,6 +70,13 @@ impl Rig {
         let underlay = Underlay { link: "eth0".into(), address: [198, 18, 0, 11].into(), mtu: 9000 };
         let network = Arc::new(FakeNetwork::new(underlay, Vec::new()));
         let instances = Instances::new(fake.clone(), reservations.clone(), &registry).unwrap();
+        let drifts = Drifts::new(
+            fake.clone(),
+            reservations.clone(),
+            GuestProcesses::default(),
+            MemoryBinding::None,
+            &registry,
+        );
         let migration_listen = ([127, 0, 0, 1], 0).into();
         let host = Arc::new(Host {
             id: state.host(),
@@ -75,6 +85,7 @@ impl Rig {
             migration_listen,
             instances,
             reservations,
+            drifts: Arc::new(drifts.unwrap()),
             network: network.clone(),
         });
         let reported = host.clone();
@@ -166,11 +177,9 @@ async fn a_plan_for_a_host_that_was_another_is_refused_with_the_reason_and_a_rep
     let dir = folder();
     let rig = Rig::start(&dir);
     let (one, two) = (spec(), spec());
-    let blind = ReservePlan { reservation: one.reservation.clone(), generation: 1 };
-    let error = rig.ask(AgentRequest::Reserve(blind.clone())).await.unwrap_err();
-    assert!(error.is_stale(), "nothing was reported yet: {error:?}");
+    let blind = ReservePlan { reservation: one.reservation.clone(), generation: 0 };
+    rig.ask(AgentRequest::Reserve(blind.clone())).await.unwrap();
     let planned = rig.plan(&one).await;
-    rig.ask(planned.clone()).await.unwrap();
     let AgentRequest::Reserve(ReservePlan { generation, .. }) = planned else { unreachable!() };
     let older = ReservePlan { reservation: two.reservation.clone(), generation: generation - 1 };
     let error = rig.ask(AgentRequest::Reserve(older)).await.unwrap_err();
@@ -265,7 +274,8 @@ async fn with_the_hypervisor_down_what_needs_it_is_unavailable_and_the_rest_work
     let rig = Rig::start(&dir);
     let spec = spec();
     rig.fake.set_down(true);
-    rig.ask(rig.plan(&spec).await).await.unwrap();
+    let plan = ReservePlan { reservation: spec.reservation.clone(), generation: 0 };
+    rig.ask(AgentRequest::Reserve(plan)).await.unwrap();
     rig.ask(AgentRequest::EnsureNetwork(wanted(1))).await.unwrap();
     let define = AgentRequest::DefineInstance(Box::new(spec));
     assert_eq!(rig.refusal(define.clone()).await, ErrorKind::Unavailable);

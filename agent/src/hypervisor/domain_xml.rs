@@ -331,7 +331,7 @@ impl Display for Escaped<'_> {
 }
 
 /// Numbers as libvirt's lists spell them: `0-3,7`.
-struct List<'a>(&'a BTreeSet<u32>);
+pub(crate) struct List<'a>(pub(crate) &'a BTreeSet<u32>);
 
 impl Display for List<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -42,6 +42,7 @@ pub struct Fake {
 #[derive(Default)]
 pub struct State {
     domains: BTreeMap<InstanceId, InstanceState>,
+    pins: BTreeMap<InstanceId, BTreeMap<u32, BTreeSet<u32>>>,
     listeners: Vec<Listener>,
     down: bool,
     failing: BTreeSet<Call>,
@@ -83,6 +84,13 @@ impl Fake {
     /// The next `call` fails, once, before it has any effect.
     pub fn fail_next(&self, call: Call) {
         lock(&self.state).failing.insert(call);
+    }
+
+    /// A guest runs, its vCPUs told to run on these CPUs.
+    pub fn run_pinned(&self, instance: InstanceId, pins: BTreeMap<u32, BTreeSet<u32>>) {
+        let mut state = lock(&self.state);
+        state.pins.insert(instance, pins);
+        state.set(instance, Some(InstanceState::Running));
     }
 
     /// A guest goes down by itself.
@@ -229,6 +237,15 @@ impl Hypervisor for Fake {
         lock(&self.state).set(instance, None);
         lock(&target).set(instance, Some(state));
         Ok(MigrationOutcome::default())
+    }
+
+    fn vcpu_pins(
+        &self,
+        instance: InstanceId,
+    ) -> Result<Option<BTreeMap<u32, BTreeSet<u32>>>, HypervisorError> {
+        let state = self.answer()?;
+        let runs = state.domains.get(&instance) == Some(&InstanceState::Running);
+        Ok(runs.then(|| state.pins.get(&instance).cloned().unwrap_or_default()))
     }
 
     fn subscribe(&self, listener: Listener) {

@@ -5,12 +5,13 @@ use super::events::Link;
 use super::raw::{self, JobFigures};
 use super::{
     Cancel, Cause, DomainContext, Hypervisor, HypervisorError, Listener, MigrationRoute, Virtualization,
-    kvm_proof,
+    kvm_proof, pins,
 };
 use godwit_protocol::host::HypervisorInfo;
 use godwit_protocol::id::InstanceId;
 use godwit_protocol::instance::{InstanceReport, InstanceSpec, InstanceState};
 use godwit_protocol::migration::{MigrationOutcome, MigrationProgress};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -387,6 +388,17 @@ impl Hypervisor for Libvirt {
             downtime_ms: figures.downtime_ms,
             progress: figures.into(),
         })
+    }
+
+    fn vcpu_pins(
+        &self,
+        instance: InstanceId,
+    ) -> Result<Option<BTreeMap<u32, BTreeSet<u32>>>, HypervisorError> {
+        let Some(domain) = self.look_for(instance)? else { return Ok(None) };
+        if !domain.is_active().map_err(self.failed("look up", instance))? {
+            return Ok(None);
+        }
+        Ok(Some(pins::told(&domain.xml_desc(0).map_err(self.failed("look up", instance))?)))
     }
 
     fn subscribe(&self, listener: Listener) {

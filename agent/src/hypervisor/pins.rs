@@ -1,6 +1,7 @@
 //! Which CPUs an instance's threads may run on: what its reservation means on this host. The domain's description is
 //! written from it, and what really runs is held against it.
 
+use crate::guest_process::parse_list;
 use godwit_protocol::host::Cell;
 use godwit_protocol::instance::Tuning;
 use godwit_protocol::reservation::Reservation;
@@ -70,6 +71,33 @@ fn emulator(
     }
 }
 
+/// What libvirt was told, from a domain's description: CPUs by vCPU. vCPUs that it was told nothing of are left out.
+pub(super) fn told(xml: &str) -> BTreeMap<u32, BTreeSet<u32>> {
+    let attribute = |tag: &str, name: &str| {
+        let (_, rest) = tag.split_once(&format!(" {name}='"))?;
+        Some(rest.split_once('\'')?.0.to_owned())
+    };
+    let tags = |name: &str| {
+        let start = format!("<{name} ");
+        xml.split(&start)
+            .skip(1)
+            .filter_map(|rest| rest.split_once('>'))
+            .map(|(tag, _)| format!(" {tag}"))
+            .collect::<Vec<_>>()
+    };
+    let mut told = BTreeMap::new();
+    if let Some(cpus) = tags("vcpu").first().and_then(|tag| parse_list(&attribute(tag, "cpuset")?)) {
+        let count = xml.split_once("</vcpu>").and_then(|(before, _)| before.rsplit_once('>')?.1.parse().ok());
+        told.extend((0..count.unwrap_or(0)).map(|vcpu: u32| (vcpu, cpus.clone())));
+    }
+    for tag in tags("vcpupin") {
+        let vcpu = attribute(&tag, "vcpu").and_then(|vcpu| vcpu.parse().ok());
+        let cpus = attribute(&tag, "cpuset").and_then(|cpus| parse_list(&cpus));
+        told.extend(vcpu.zip(cpus));
+    }
+    told
+}
+
 /// All CPUs of the host that floating vCPUs use.
 pub fn shared_everywhere(cells: &[Cell]) -> BTreeSet<u32> {
     cells.iter().flat_map(|cell| cell.shared_cpus.iter().copied()).collect()
@@ -83,4 +111,20 @@ fn shared_cpus(cells: &[Cell], host: u32) -> BTreeSet<u32> {
         return cell.cpus.iter().map(|cpu| cpu.id).collect();
     }
     cell.shared_cpus.iter().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_libvirt_was_told_is_read_from_its_description() {
+        let xml = "<domain>\n<vcpu placement='static' cpuset='0-1,4'>3</vcpu>\n<cputune>\n\
+                   <vcpupin vcpu='1' cpuset='6'/><emulatorpin cpuset='5'/></cputune></domain>";
+        let set = |cpus: &[u32]| cpus.iter().copied().collect::<BTreeSet<u32>>();
+        let floating = set(&[0, 1, 4]);
+        assert_eq!(told(xml), BTreeMap::from([(0, floating.clone()), (1, set(&[6])), (2, floating)]));
+        assert_eq!(told("<domain><vcpu placement='static'>2</vcpu></domain>"), BTreeMap::new());
+        assert_eq!(told("<vcpu cpuset='x'>9</vcpu><vcpupin vcpu='a' cpuset='1'/>"), BTreeMap::new());
+    }
 }

@@ -1,6 +1,7 @@
 //! The operator API: hosts and how they join, operations, forwarding tables, explanations: what OpenStack's API
 //! cannot say. docs/operator-api.yaml describes it; a test keeps the two together.
 
+mod drifts;
 mod hosts;
 mod join;
 mod l2;
@@ -22,6 +23,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/status", get(status::show)),
         ("/hosts", get(hosts::list)),
         ("/hosts/{host}", get(hosts::show).put(hosts::update).delete(hosts::remove)),
+        ("/drifts", get(drifts::list)),
         ("/join-tokens", post(join::create_token)),
         ("/join", post(join::join)),
         ("/operations", get(operations::list)),

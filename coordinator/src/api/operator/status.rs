@@ -4,6 +4,7 @@ use super::hosts::summary;
 use crate::api::context::Caller;
 use crate::api::fault::Answer;
 use crate::app::Shared;
+use crate::drift;
 use crate::fleet::Fleet;
 use crate::fleet::host::Host;
 use crate::fleet::instance::InstanceStatus;
@@ -58,6 +59,10 @@ fn problems(fleet: &Fleet, hosts: &[Value]) -> Vec<String> {
         for pool in pools.filter(|pool| !pool.reachable) {
             problems.push(format!("host {} does not reach pool {}", host.name, pool.path));
         }
+    }
+    let drifts = drift::list(fleet).len();
+    if drifts > 0 {
+        problems.push(format!("{drifts} things are not where they were reserved: godwit host drift"));
     }
     let in_error = fleet.instances.values().filter(|i| i.status == InstanceStatus::Error).count();
     if in_error > 0 {

@@ -10,7 +10,9 @@ use crate::fleet::network::{Network, Port};
 use crate::ledger::now;
 use axum::http::Method;
 use godwit_protocol::host::{Cell, Cpu, HypervisorInfo, Inventory, PagePool, PoolReport, Underlay};
-use godwit_protocol::id::{HostId, NetworkId, PortId};
+use godwit_protocol::id::{HostId, InstanceId, NetworkId, PortId};
+use godwit_protocol::request::HostReport;
+use godwit_protocol::reservation::{Aspect, Drift};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,11 +102,42 @@ async fn every_route_is_described_and_every_description_has_a_route() {
 }
 
 #[tokio::test]
+async fn what_a_host_says_is_elsewhere_is_listed_and_a_problem() {
+    let api = Api::new().await;
+    let id = host(&api, "h1", 2).await;
+    let drift = Drift {
+        instance: InstanceId::random(),
+        aspect: Aspect::VcpuThread { vcpu: 1 },
+        wanted: "CPUs 3".into(),
+        found: "CPUs 0-3".into(),
+    };
+    let report = HostReport {
+        host: id,
+        generation: 1,
+        inventory: inventory("h1", 2),
+        instances: vec![],
+        reservations: vec![],
+        drifts: vec![drift.clone()],
+        networks: vec![],
+    };
+    api.app.ledger.observe(|fleet| fleet.observed.get_mut(&id).unwrap().report = Some(report));
+    let body = ask(&api, As::Admin, Method::GET, "/drifts", json!({})).await.json();
+    let expected = json!([{
+        "host": "h1", "host_id": id, "server": drift.instance, "server_name": null, "kind": "vcpu_thread",
+        "aspect": {"kind": "vcpu_thread", "vcpu": 1}, "wanted": "CPUs 3", "found": "CPUs 0-3",
+    }]);
+    assert_eq!(body["drifts"], expected);
+    let status = ask(&api, As::Admin, Method::GET, "/status", json!({})).await.json();
+    assert!(status["problems"].to_string().contains("not where they were reserved"), "{status}");
+}
+
+#[tokio::test]
 async fn only_administrators_may_ask() {
     let api = Api::new().await;
     for (method, path) in [
         (Method::GET, "/status"),
         (Method::GET, "/hosts"),
+        (Method::GET, "/drifts"),
         (Method::POST, "/join-tokens"),
         (Method::GET, "/operations"),
         (Method::POST, "/placement/explain"),
