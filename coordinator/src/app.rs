@@ -43,6 +43,7 @@ impl App {
 
 /// Starts what runs by itself: forwarding, and the operations that an earlier life left unfinished.
 pub fn start(app: &Shared) {
+    app.ledger.observe(|fleet| fleet.set_limits(operations::place::limits(&app.config)));
     tokio::spawn(l2::run(app.clone()));
     operations::resume(app);
 }

@@ -1,5 +1,6 @@
 //! coordinator.toml.
 
+use crate::placement::Order;
 use godwit_protocol::network::Unknown;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -38,6 +39,9 @@ pub struct Config {
     /// How much more may be promised than there is.
     #[serde(default)]
     pub overcommit: Overcommit,
+    /// How hosts are chosen.
+    #[serde(default)]
+    pub placement: PlacementConfig,
     /// Time between an agent's heartbeats, in milliseconds.
     #[serde(default = "default_heartbeat_ms")]
     pub heartbeat_ms: u64,
@@ -60,6 +64,16 @@ pub struct Overcommit {
     pub cpu: f64,
     /// Guest memory to memory.
     pub memory: f64,
+}
+
+/// How hosts are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementConfig {
+    /// `spread`: the emptiest host and cell first; `pack`: the fullest that has room.
+    pub order: Order,
+    /// Where ties begin; 0 is the first host by name.
+    pub seed: u64,
 }
 
 impl Default for Overcommit {

@@ -1,6 +1,7 @@
 //! What the coordinator knows: plain state in memory. Everything durable here is a [`Record`]; a change is a
 //! list of [`Change`]s, applied to the store and to this state alike.
 
+pub mod group;
 pub mod host;
 pub mod identity;
 pub mod image;
@@ -8,10 +9,13 @@ pub mod instance;
 pub mod migration;
 pub mod network;
 pub mod operation;
+mod seats;
 
 use godwit_protocol::id::{
-    HostId, ImageId, InstanceId, MigrationId, NetworkId, OperationId, PortId, ProjectId, SubnetId, UserId,
+    HostId, ImageId, InstanceId, MigrationId, NetworkId, OperationId, PortId, ProjectId, ServerGroupId,
+    SubnetId, UserId,
 };
+use group::{Aggregate, ServerGroup};
 use host::{Host, JoinToken, Observed};
 use identity::{KeyPair, Project, RevokedToken, User};
 use image::Image;
@@ -46,6 +50,8 @@ macro_rules! fleet {
             $(#[doc = concat!("Every ", stringify!($kind), ".")] pub $table: BTreeMap<$key, $kind>,)+
             /// What the hosts said last; rebuilt from their reports after a restart.
             pub observed: BTreeMap<HostId, Observed>,
+            /// Placement's view of the hosts, derived from the records.
+            pub(crate) seats: seats::Seats,
         }
 
         /// One durable change.
@@ -98,6 +104,13 @@ macro_rules! fleet {
         impl Fleet {
             /// Takes a change in.
             pub fn apply(&mut self, change: Change) {
+                let touched = seats::Touched::by(&change, self);
+                self.note(change);
+                self.settle(touched);
+            }
+
+            /// Takes a change into the records alone.
+            fn note(&mut self, change: Change) {
                 match change {
                     $(Change::$kind(record) => { self.$table.insert(record.key(), record); })+
                     Change::Gone(kind, key) => match kind {
@@ -107,13 +120,13 @@ macro_rules! fleet {
                 }
             }
 
-            /// Takes a stored row in.
+            /// Takes a stored row in; [`Self::seat_all`] follows the last.
             ///
             /// # Errors
             /// When the body does not read. A kind that this version does not know is left alone.
             pub fn load(&mut self, kind: &str, body: &str) -> Result<(), serde_json::Error> {
                 match kind {
-                    $($kind::KIND => self.apply(Change::$kind(serde_json::from_str(body)?)),)+
+                    $($kind::KIND => self.note(Change::$kind(serde_json::from_str(body)?)),)+
                     other => tracing::warn!(kind = other, "the store holds a kind that this version does not know"),
                 }
                 Ok(())
@@ -137,6 +150,8 @@ fleet! {
     join_tokens: JoinToken by String = |t| t.hash.clone();
     migrations: Migration by MigrationId = |m| m.id;
     operations: Operation by OperationId = |o| o.id;
+    server_groups: ServerGroup by ServerGroupId = |g| g.id;
+    aggregates: Aggregate by u64 = |a| a.number;
 }
 
 impl Fleet {

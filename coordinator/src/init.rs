@@ -193,6 +193,7 @@ fn settings_of(plan: &Plan) -> Result<Config, InitError> {
         unknown_unicast: Unknown::Drop,
         unknown_neighbours: Unknown::Flood,
         overcommit: Overcommit::default(),
+        placement: Default::default(),
         heartbeat_ms: 1000,
         token_seconds: 3600,
         host_patience_seconds: 60,

@@ -1,7 +1,9 @@
 //! What users do to the nouns that need no host: pure decisions for [`crate::ledger::Ledger::change`]. Each looks
 //! at the fleet and answers with the changes and the record, or with the reason why not.
 
+pub mod aggregate;
 pub mod flavor;
+pub mod group;
 pub mod host;
 pub mod instance;
 pub mod keypair;

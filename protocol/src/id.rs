@@ -50,6 +50,8 @@ ids! {
     HostId,
     /// A user's virtual machine.
     InstanceId,
+    /// A group of instances that lie to one another by a policy.
+    ServerGroupId,
     /// An image.
     ImageId,
     /// A volume.

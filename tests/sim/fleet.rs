@@ -133,6 +133,8 @@ impl Fleet {
             metadata: BTreeMap::new(),
             user_data: None,
             wanted_host: None,
+            wanted_zone: None,
+            hints: Default::default(),
         };
         create_instance::request(&self.app, new).await.unwrap()
     }

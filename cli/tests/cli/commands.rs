@@ -441,14 +441,48 @@ fn an_explanation_names_rule_need_and_have() {
         "POST /operator/v1/placement/explain" => ok(json!({"hosts": [
             {"host": "h1", "fits": false, "rule": "numa_cells", "need": 4, "have": 1, "message": "too few cells"},
             {"host": "h2", "fits": true},
-        ]})),
+        ], "changes": [{"kind": "cells", "message": "it would fit if hw:numa_nodes were 1 (on h1)"}]})),
         _ => parts(request),
     });
     let run = service.run(&["placement", "explain", "--flavor", "small", "--image", "cirros"]);
+    assert!(run.text().ends_with("it would fit if hw:numa_nodes were 1 (on h1)\n"), "{}", run.text());
     let words: Vec<_> = run.text().lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(words, ["h1", "no", "numa_cells", "4", "1", "too", "few", "cells"]);
     assert_eq!(service.take_requests().last().unwrap().json(), json!({"flavor": "f-1", "image": "i-1"}));
     assert_eq!(service.run(&["placement", "explain", "--flavor", "small", "-q"]).text(), "h2\n");
+}
+
+#[test]
+fn a_simulation_counts_by_host_and_says_why_not_one_more() {
+    let service = Service::start(|request| match request.line().as_str() {
+        "POST /operator/v1/placement/simulate" => ok(json!({
+            "placed": 5, "hosts": [{"host": "h1", "count": 2}, {"host": "h2", "count": 3}], "stopped_by": "no room",
+        })),
+        _ => parts(request),
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("fleet.json");
+    std::fs::write(&file, r#"{"hosts": []}"#).unwrap();
+    let run = service.run(&[
+        "placement",
+        "simulate",
+        "--flavor",
+        "small",
+        "--most",
+        "9",
+        "--fleet",
+        file.to_str().unwrap(),
+    ]);
+    assert!(
+        run.text().contains("h2    3\n") && run.text().ends_with("5 fit; for one more, no room\n"),
+        "{}",
+        run.text()
+    );
+    let asked = service.take_requests().last().unwrap().json();
+    assert_eq!(asked, json!({"flavor": "f-1", "most": 9, "fleet": {"hosts": []}}));
+    std::fs::write(&file, "hosts:").unwrap();
+    let run = service.run(&["placement", "simulate", "--flavor", "small", "--fleet", file.to_str().unwrap()]);
+    assert_eq!(run.code, 2);
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //! What is not built is refused with what to do instead, never taken and ignored.
 
 mod actions;
+mod aggregates;
 mod attachments;
 mod create;
 mod flavors;
+mod groups;
 mod hypervisors;
 mod instance_actions;
 mod keypairs;
@@ -95,7 +97,14 @@ pub fn router() -> Router<Shared> {
         .route("/os-hosts/{name}", get(services::host))
         .route("/os-availability-zone", get(services::zones))
         .route("/os-availability-zone/detail", get(services::zones_detail))
-        .route("/os-aggregates", get(services::aggregates).post(services::no_aggregates))
+        .route("/os-aggregates", get(aggregates::list).post(aggregates::create))
+        .route(
+            "/os-aggregates/{id}",
+            get(aggregates::show).put(aggregates::update).delete(aggregates::delete),
+        )
+        .route("/os-aggregates/{id}/action", post(aggregates::act))
+        .route("/os-server-groups", get(groups::list).post(groups::create))
+        .route("/os-server-groups/{id}", get(groups::show).delete(groups::delete))
         .route("/os-migrations", get(migrations::list_all))
         .route("/limits", get(limits::show))
         .route("/os-quota-sets/{project}", get(limits::quota).put(limits::no_quota))

@@ -31,6 +31,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/migrations/{migration}", get(operations::migration)),
         ("/networks/{network}/l2", get(l2::show)),
         ("/placement/explain", post(placement::explain)),
+        ("/placement/simulate", post(placement::simulate)),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Flavors and instances.
 
 use super::Time;
-use godwit_protocol::id::{HostId, InstanceId, NetworkId, PortId, ProjectId, UserId};
+use godwit_protocol::id::{HostId, InstanceId, NetworkId, PortId, ProjectId, ServerGroupId, UserId};
 use godwit_protocol::image::{DiskFormat, ImageSource};
 use godwit_protocol::instance::{CpuTopology, InstanceState};
 use godwit_protocol::reservation::Reservation;
@@ -37,6 +37,17 @@ pub enum NicRequest {
     Network(NetworkId, Option<IpAddr>),
     /// This port.
     Port(PortId),
+}
+
+/// Where an instance must lie to others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hints {
+    /// The group it is a member of.
+    pub group: Option<ServerGroupId>,
+    /// Instances of which it must share a host with one, as they lay when it was made.
+    pub same_host: Vec<InstanceId>,
+    /// Instances whose hosts it must avoid, as they lay when it was made.
+    pub different_host: Vec<InstanceId>,
 }
 
 /// Where an instance is in its life.
@@ -142,6 +153,12 @@ pub struct Instance {
     pub user_data: Option<String>,
     /// Where it must run, when the user named a host.
     pub wanted_host: Option<HostId>,
+    /// The availability zone that the user asked for.
+    #[serde(default)]
+    pub wanted_zone: Option<String>,
+    /// Where it must lie to other instances.
+    #[serde(default)]
+    pub hints: Hints,
     /// Where it must not be placed again: hosts that refused this time.
     #[serde(default)]
     pub refused_by: Vec<HostId>,

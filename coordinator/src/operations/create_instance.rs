@@ -6,13 +6,15 @@ use super::{Context, StepError, delete_instance, in_error, journal, place, spawn
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::image::{Image, ImageStatus};
-use crate::fleet::instance::{Flavor, Instance, InstanceStatus, NicRequest, Task};
+use crate::fleet::instance::{Flavor, Hints, Instance, InstanceStatus, NicRequest, Task};
 use crate::fleet::network::{FixedIp, Port};
 use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
 use crate::ledger::now;
 use crate::placement::guest::EmulatorPolicy;
+use crate::placement::labels::DEFAULT_ZONE;
 use crate::placement::request::Request;
+use crate::verbs;
 use crate::{addresses, l2};
 use base64::Engine;
 use godwit_protocol::id::{HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, UserId};
@@ -52,6 +54,10 @@ pub struct NewInstance {
     pub user_data: Option<String>,
     /// Where it must run.
     pub wanted_host: Option<HostId>,
+    /// In which availability zone.
+    pub wanted_zone: Option<String>,
+    /// Where it must lie to others.
+    pub hints: Hints,
 }
 
 /// Accepts a new instance, durably; the rest happens in the background.
@@ -65,7 +71,10 @@ pub async fn request(app: &Shared, new: NewInstance) -> Result<InstanceId, Error
             let instance = check(fleet, &new)?;
             let operation = journal(Verb::CreateInstance, instance.id);
             let ids = (instance.id, operation.id);
-            Ok::<_, Error>((vec![instance.into(), operation.into()], ids))
+            let group = instance.hints.group.map(|group| verbs::group::join(fleet, group, instance.id));
+            let group = group.transpose()?.map(Change::from);
+            let changes = group.into_iter().chain([instance.into(), operation.into()]).collect();
+            Ok::<_, Error>((changes, ids))
         })
         .await?;
     spawn(app, operation);
@@ -134,6 +143,8 @@ fn check(fleet: &Fleet, new: &NewInstance) -> Result<Instance, Error> {
         metadata: new.metadata.clone(),
         user_data: new.user_data.clone(),
         wanted_host: new.wanted_host,
+        wanted_zone: new.wanted_zone.clone(),
+        hints: new.hints.clone(),
         refused_by: vec![],
         status: InstanceStatus::Building,
         task: Some(Task::Placing),
@@ -355,7 +366,7 @@ pub(super) fn spec(context: &Context, fleet: &Fleet) -> Result<InstanceSpec, Ste
             public_keys: instance.key.clone().into_iter().collect(),
             metadata: instance.metadata.clone(),
             user_data: user_data.and_then(Result::ok),
-            availability_zone: "nova".into(),
+            availability_zone: instance.host.map_or(DEFAULT_ZONE, |host| fleet.zone_of(host)).to_owned(),
         },
     })
 }

@@ -194,7 +194,8 @@ async fn reserve(context: &Context, id: MigrationId) -> Result<(), StepError> {
                 let instance = context.in_fleet(fleet)?;
                 let mut excluded = migration.refused_by.clone();
                 excluded.push(migration.source);
-                let wish = place::Wish::of(instance, migration.wanted_target, &excluded);
+                let wish = place::Wish::of(instance, migration.wanted_target, &excluded)
+                    .running_on(migration.source);
                 let (target, reservation) = place::choose(fleet, &context.app.config, &wish)?;
                 let placed = Migration {
                     target: Some(target),

@@ -3,27 +3,38 @@
 use crate::config::Config;
 use crate::error::Error;
 use crate::fleet::Fleet;
-use crate::fleet::instance::Instance;
+use crate::fleet::instance::{Instance, NicRequest};
 use crate::ledger::now;
 use crate::liveness::Liveness;
 use crate::operations::StepError;
-use crate::placement::{HostState, HostView, Limits, Order, Request, place};
+use crate::placement::suggest::{self, Change, Movable};
+use crate::placement::{
+    Choice, GroupTerms, HostState, HostView, Limits, Placement, Processor, Request, Terms, find, place,
+};
 use crate::reconcile;
-use godwit_protocol::id::HostId;
+use godwit_protocol::id::{HostId, InstanceId, NetworkId, ServerGroupId};
 use godwit_protocol::reservation::Reservation;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is to be placed, and where not.
 pub struct Wish<'a> {
     instance: &'a Instance,
     only: Option<HostId>,
     not: &'a [HostId],
+    /// Where it runs while it is placed: a running guest finds the same processor again.
+    runs_on: Option<HostId>,
 }
 
 impl<'a> Wish<'a> {
     /// An instance, on `only` when the user named it, and on none of `not`.
     pub fn of(instance: &'a Instance, only: Option<HostId>, not: &'a [HostId]) -> Self {
-        Self { instance, only, not }
+        Self { instance, only, not, runs_on: None }
+    }
+
+    /// The same for an instance that runs on a host and moves without a stop.
+    #[must_use]
+    pub fn running_on(self, host: HostId) -> Self {
+        Self { runs_on: Some(host), ..self }
     }
 }
 
@@ -32,16 +43,139 @@ impl<'a> Wish<'a> {
 /// # Errors
 /// [`StepError::NoPlace`] with every host's reason.
 pub fn choose(fleet: &Fleet, config: &Config, wish: &Wish<'_>) -> Result<(HostId, Reservation), StepError> {
-    let instance = wish.instance;
+    let request = request(wish.instance)?;
+    let choice = Choice { terms: terms(fleet, wish), ..choice(config) };
+    let allowed = |id: HostId| wish.only.is_none_or(|only| only == id) && !wish.not.contains(&id);
+    let found = match wish.only.and_then(|host| fleet.roster().view(host)) {
+        // Named by the user: nobody else is looked at.
+        Some(host) if allowed(host.id) && is_up(fleet, config, host.id) => {
+            place([host], &request, &choice).ok()
+        }
+        Some(_) => None,
+        None => {
+            find(fleet.roster(), &request, &choice, |host| allowed(host.id) && is_up(fleet, config, host.id))
+        }
+    };
+    let placement = match found {
+        Some(placement) => placement,
+        None => refused(fleet, config, &request, &choice, allowed)?,
+    };
+    Ok((placement.host, placement.reservation(wish.instance.id)))
+}
+
+/// Every host's reason, and the smallest change that would make room.
+fn refused(
+    fleet: &Fleet,
+    config: &Config,
+    request: &Request,
+    choice: &Choice,
+    allowed: impl Fn(HostId) -> bool,
+) -> Result<Placement, StepError> {
+    let hosts: Vec<HostView> = views(fleet, config).into_iter().filter(|host| allowed(host.id)).collect();
+    let mut refusal = match place(&hosts, request, choice) {
+        Ok(placement) => return Ok(placement),
+        Err(refusal) => refusal,
+    };
+    let changes = changes(fleet, config, request, choice, |host| allowed(host.id));
+    refusal.change = changes.first().map(ToString::to_string);
+    Err(refusal.into())
+}
+
+/// Changes after which a request would fit, the smallest first.
+pub fn changes(
+    fleet: &Fleet,
+    config: &Config,
+    request: &Request,
+    choice: &Choice,
+    allowed: impl Fn(&HostView) -> bool,
+) -> Vec<Change> {
+    let idle = |instance: &&Instance| fleet.running_operation(instance.id).is_none();
+    let settled = fleet.instances.values().filter(|i| i.host.is_some() && i.reservation.is_some());
+    let movable = settled.filter_map(|instance| {
+        Some(Movable {
+            instance: instance.id,
+            host: instance.host?,
+            reservation: instance.reservation.as_ref()?,
+        })
+    });
+    let usable = |host: &HostView| allowed(host) && is_up(fleet, config, host.id);
+    suggest::changes(fleet.roster(), request, choice, usable, movable.collect(), |id| {
+        let instance = fleet.instances.get(&id).filter(idle)?;
+        let wish = Wish::of(instance, None, &[]).running_on(instance.host?);
+        let its = Choice { terms: terms(fleet, &wish), ..self::choice(config) };
+        Some((instance.name.clone(), self::request(instance).ok()?, its))
+    })
+}
+
+/// What an instance needs.
+///
+/// # Errors
+/// What its flavor and image say breaks a rule, which newer versions may know.
+pub fn request(instance: &Instance) -> Result<Request, Error> {
     let flavor = &instance.flavor;
     let request =
         Request::from_specs(flavor.vcpus, flavor.memory_mib, &flavor.extra_specs, &instance.image_properties)
             .map_err(|e| Error::Invalid(e.to_string()))?;
-    let request = Request { disk_bytes: instance.disk_bytes, ..request };
-    let allowed = |id: HostId| wish.only.is_none_or(|only| only == id) && !wish.not.contains(&id);
-    let hosts: Vec<HostView> = views(fleet, config).into_iter().filter(|h| allowed(h.id)).collect();
-    let placement = place(&hosts, &request, &limits(config), Order::Spread)?;
-    Ok((placement.host, placement.reservation(instance.id)))
+    Ok(Request { disk_bytes: instance.disk_bytes, ..request })
+}
+
+fn terms(fleet: &Fleet, wish: &Wish<'_>) -> Terms {
+    let instance = wish.instance;
+    let hosts = |ids: &[InstanceId]| -> BTreeSet<HostId> {
+        ids.iter().filter_map(|id| fleet.instances.get(id)?.host).collect()
+    };
+    let hints = &instance.hints;
+    // What it must be beside, it was put beside; when it moves on, that is no reason to stay.
+    let beside = (wish.runs_on.is_none() && !hints.same_host.is_empty()).then(|| hosts(&hints.same_host));
+    let networks = instance.nics.iter().filter_map(|nic| match nic {
+        NicRequest::Network(network, _) => Some(*network),
+        NicRequest::Port(port) => fleet.ports.get(port).map(|port| port.network),
+    });
+    Terms {
+        zone: instance.wanted_zone.clone(),
+        project: instance.project.to_string(),
+        group: hints.group.and_then(|group| group_terms(fleet, group, instance.id)),
+        beside,
+        apart: hosts(&hints.different_host),
+        overlay_mtu: overlay_mtu(fleet, networks),
+        processor: wish.runs_on.and_then(|host| processor(fleet, host)),
+        ..Terms::of_specs(&instance.flavor.extra_specs)
+    }
+}
+
+/// The largest MTU of some networks.
+pub fn overlay_mtu(fleet: &Fleet, networks: impl IntoIterator<Item = NetworkId>) -> Option<u32> {
+    networks.into_iter().filter_map(|network| fleet.networks.get(&network)).map(|network| network.mtu).max()
+}
+
+/// Where the other members of a group are, those on their way included.
+pub fn group_terms(fleet: &Fleet, group: ServerGroupId, except: InstanceId) -> Option<GroupTerms> {
+    let group = fleet.server_groups.get(&group)?;
+    let mut members: BTreeMap<HostId, u32> = BTreeMap::new();
+    for id in group.members.iter().filter(|id| **id != except) {
+        let target = fleet.running_migration(*id).and_then(|migration| migration.target);
+        let host = fleet.instances.get(id).and_then(|instance| instance.host);
+        for host in host.into_iter().chain(target).collect::<BTreeSet<_>>() {
+            *members.entry(host).or_default() += 1;
+        }
+    }
+    Some(GroupTerms { policy: group.policy, max_per_host: group.max_per_host.unwrap_or(1), members })
+}
+
+fn processor(fleet: &Fleet, host: HostId) -> Option<Processor> {
+    let inventory = fleet.hosts.get(&host)?.inventory.as_ref()?;
+    let model = inventory.hypervisor.kvm.then(|| inventory.cpu_model.clone());
+    Some(Processor { architecture: inventory.architecture.clone(), model })
+}
+
+/// How the site wants hosts to be chosen.
+pub fn choice(config: &Config) -> Choice {
+    Choice {
+        limits: limits(config),
+        order: config.placement.order,
+        seed: config.placement.seed,
+        terms: Terms::default(),
+    }
 }
 
 /// The ratios that the site allows.
@@ -49,31 +183,17 @@ pub fn limits(config: &Config) -> Limits {
     Limits { cpu_ratio: config.overcommit.cpu, memory_ratio: config.overcommit.memory }
 }
 
-/// Every host that ever reported, with all that instances and migrations hold on it.
+fn is_up(fleet: &Fleet, config: &Config, host: HostId) -> bool {
+    reconcile::liveness(fleet, host, config.heartbeat_ms, now()) == Liveness::Up
+}
+
+/// Every host that ever reported, with all that instances and migrations hold on it, and how alive it is.
 pub fn views(fleet: &Fleet, config: &Config) -> Vec<HostView> {
-    let mut held: BTreeMap<HostId, Vec<&Reservation>> = BTreeMap::new();
-    let instances = fleet.instances.values().filter_map(|i| Some((i.host?, i.reservation.as_ref()?)));
-    let running = fleet.migrations.values().filter(|m| m.status.is_running());
-    let migrations = running.flat_map(|m| {
-        let on_target = m.target.zip(m.reservation.as_ref());
-        // After the switch-over the instance's record has moved on; the source is held until it is released.
-        let on_source = m.switched_at.and(m.reservation.as_ref()).map(|r| (m.source, r));
-        on_target.filter(|_| m.switched_at.is_none()).into_iter().chain(on_source)
-    });
-    for (host, reservation) in instances.chain(migrations) {
-        held.entry(host).or_default().push(reservation);
-    }
     let at = now();
-    let hosts = fleet.hosts.values().filter_map(|host| {
-        let inventory = host.inventory.as_ref()?;
-        let state = match reconcile::liveness(fleet, host.id, config.heartbeat_ms, at) {
-            Liveness::Lost => HostState::Lost,
-            Liveness::Late => HostState::Late,
-            Liveness::Up if !host.enabled => HostState::Disabled,
-            Liveness::Up => HostState::Up,
-        };
-        let reservations = held.get(&host.id).into_iter().flatten().copied();
-        Some(HostView::new(host.id, state, inventory, reservations))
-    });
-    hosts.collect()
+    let alive = |host: &HostView| match reconcile::liveness(fleet, host.id, config.heartbeat_ms, at) {
+        Liveness::Lost => HostState::Lost,
+        Liveness::Late => HostState::Late,
+        Liveness::Up => host.state,
+    };
+    fleet.roster().views().map(|host| HostView { state: alive(host), ..host.clone() }).collect()
 }

@@ -1,6 +1,7 @@
 //! Why a host, or every host, cannot take an instance: the first rule that fails, need against have.
 
 use std::fmt;
+use std::sync::Arc;
 
 use godwit_protocol::id::HostId;
 use thiserror::Error;
@@ -18,6 +19,28 @@ pub enum Rule {
     HostLost,
     /// The host is late with its heartbeat.
     HostLate,
+    /// The host is in the availability zone asked for.
+    AvailabilityZone,
+    /// The metadata of the host's aggregates is as the flavor wants it.
+    AggregateMetadata,
+    /// The host's aggregates take this project.
+    AggregateProject,
+    /// The host has the instances that this one must be beside.
+    SameHost,
+    /// The host has none of the instances that this one must be apart from.
+    DifferentHost,
+    /// The host has the other members of the group.
+    GroupAffinity,
+    /// The host has room for one more member of the group.
+    GroupAntiAffinity,
+    /// The host's architecture is the one asked for.
+    Architecture,
+    /// The host's processor is the one that the running guest has.
+    CpuModel,
+    /// The host's underlay is up.
+    NetworkReachable,
+    /// The networks' frames fit into the host's underlay.
+    NetworkMtu,
     /// The host reaches a pool for the disk.
     PoolReachable,
     /// Free space in the pool.
@@ -79,6 +102,19 @@ impl Rule {
             Self::HostDisabled => ("host_disabled", "the host takes no new instances"),
             Self::HostLost => ("host_lost", "the host is lost"),
             Self::HostLate => ("host_late", "the host is late with its heartbeat"),
+            Self::AvailabilityZone => ("availability_zone", "the host is in another zone"),
+            Self::AggregateMetadata => {
+                ("aggregate_metadata", "the host's aggregates do not say what the flavor wants")
+            }
+            Self::AggregateProject => ("aggregate_project", "the host's aggregate is kept to other projects"),
+            Self::SameHost => ("same_host", "not the host of the instances to be beside"),
+            Self::DifferentHost => ("different_host", "the host of an instance to be apart from"),
+            Self::GroupAffinity => ("group_affinity", "the group's members are on another host"),
+            Self::GroupAntiAffinity => ("group_anti_affinity", "the host has members of the group"),
+            Self::Architecture => ("architecture", "another architecture"),
+            Self::CpuModel => ("cpu_model", "the running guest needs the processor it has"),
+            Self::NetworkReachable => ("network_reachable", "the host's underlay is down"),
+            Self::NetworkMtu => ("network_mtu", "the networks' frames do not fit into the host's underlay"),
             Self::PoolReachable => ("pool_reachable", "the host does not reach its pool"),
             Self::DiskFree => ("disk_free", "not enough free space in the pool"),
             Self::VcpusTotal => ("vcpus_total", "more floating vCPUs than the host has shared CPUs"),
@@ -119,7 +155,7 @@ impl fmt::Display for Rule {
 }
 
 /// An amount needed or had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Quantity {
     /// A host's state.
     State(HostState),
@@ -150,6 +186,10 @@ pub enum Quantity {
     Pools(u64),
     /// Disk space in bytes.
     DiskBytes(u64),
+    /// Members of a group.
+    Members(u64),
+    /// What is no amount: a zone, a value, a processor.
+    Text(Arc<str>),
 }
 
 impl fmt::Display for Quantity {
@@ -169,13 +209,15 @@ impl fmt::Display for Quantity {
             Self::PageSize(PageSize::Any) => f.write_str("pages of any size"),
             Self::PageSize(PageSize::Kib(kib)) => write!(f, "pages of {kib} KiB"),
             Self::Pools(count) => write!(f, "{count} such pools"),
+            Self::Members(count) => write!(f, "{count} group members"),
+            Self::Text(text) => f.write_str(text),
             Self::DiskBytes(bytes) => write!(f, "{} MiB of disk", bytes.div_ceil(1 << 20)),
         }
     }
 }
 
 /// A rule that fails, need against have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{} ({rule}): needs {need}, has {have}", rule.texts().1)]
 pub struct Shortfall {
     /// The rule.
@@ -202,7 +244,7 @@ pub struct CellPair {
 }
 
 /// Why a guest with cells does not fit into a host's cells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{shortfall}")]
 pub struct FitError {
     /// The rule that fails.
@@ -243,6 +285,8 @@ const NAMED_HOSTS: usize = 8;
 pub struct Refusal {
     /// One entry a host.
     pub hosts: Vec<HostRefusal>,
+    /// The smallest change that would make room, when it was looked for and found.
+    pub change: Option<String>,
 }
 
 impl fmt::Display for Refusal {
@@ -257,12 +301,20 @@ impl fmt::Display for Refusal {
         write!(f, "none of {} hosts can take the instance: ", self.hosts.len())?;
         if self.hosts.len() <= NAMED_HOSTS {
             let reasons: Vec<String> = self.hosts.iter().map(ToString::to_string).collect();
-            return f.write_str(&reasons.join("; "));
+            f.write_str(&reasons.join("; "))?;
+            return self.write_change(f);
         }
         for (index, same) in rules.chunk_by(|a, b| a == b).enumerate() {
             let separator = if index == 0 { "" } else { ", " };
             write!(f, "{separator}{} on {}", same[0], same.len())?;
         }
-        write!(f, "; nearest: {nearest}")
+        write!(f, "; nearest: {nearest}")?;
+        self.write_change(f)
+    }
+}
+
+impl Refusal {
+    fn write_change(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.change.as_ref().map_or(Ok(()), |change| write!(f, ". It would fit if {change}"))
     }
 }

@@ -3,6 +3,8 @@
 //! Whether one guest cell fits one host cell does not depend on the others, so the map is a bipartite matching:
 //! exact, and polynomial where trying permutations is not.
 
+use serde::{Deserialize, Serialize};
+
 use super::cell::{Cell, PagePool};
 use super::cpu_set::CpuSet;
 use super::explain::{CellPair, FitError, Quantity, Rule, Shortfall};
@@ -35,8 +37,9 @@ impl Limits {
     }
 }
 
-/// Which host cells to prefer, of those that fit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+/// Which hosts and host cells to prefer, of those that fit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Order {
     /// The least used first.
     #[default]
@@ -132,7 +135,7 @@ fn fitting(
     for (at, host) in hosts.iter().enumerate() {
         match check_cell(host, cell, guest.emulator_cpus(index), limits) {
             Ok(()) => fitting.push(at),
-            Err(shortfall) if nearest.is_none_or(|best| shortfall.rule > best.shortfall.rule) => {
+            Err(shortfall) if nearest.as_ref().is_none_or(|best| shortfall.rule > best.shortfall.rule) => {
                 let cells = Some(CellPair { guest: index as u32, host: host.id });
                 nearest = Some(FitError { shortfall, cells });
             }
@@ -217,7 +220,7 @@ pub fn page_size(host: &Cell, guest: &GuestCell) -> Result<u64, Shortfall> {
                 Shortfall::new(Rule::PageAlignment, need, pages(pool.free()))
             }
         };
-        if nearest.is_none_or(|best: Shortfall| shortfall.rule > best.rule) {
+        if nearest.as_ref().is_none_or(|best: &Shortfall| shortfall.rule > best.rule) {
             nearest = Some(shortfall);
         }
     }

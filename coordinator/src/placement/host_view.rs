@@ -1,6 +1,6 @@
 //! A host as placement sees it: its state, its cells with what is in use, and what floats over all of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use godwit_protocol::host::Inventory;
@@ -9,6 +9,7 @@ use godwit_protocol::reservation::{Reservation, ReservedCell};
 
 use super::cell::{Cell, KIB_PER_MIB, PagePool};
 use super::cpu_set::CpuSet;
+use super::labels::Labels;
 
 const BYTES_PER_MIB: u64 = 1 << 20;
 
@@ -54,6 +55,42 @@ pub struct HostView {
     pub floating_memory_mib: u64,
     /// Free space for disks in bytes; none when no pool is reachable.
     pub disk_free_bytes: Option<u64>,
+    /// What it is, beside its cells.
+    pub machine: Machine,
+    /// What its aggregates say of it.
+    pub labels: Arc<Labels>,
+}
+
+/// What a host is, beside its cells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// `x86_64`, …
+    pub architecture: String,
+    /// The kernel's name of the processor.
+    pub cpu_model: String,
+    /// Whether guests run on the processor itself, and are not emulated.
+    pub kvm: bool,
+    /// Whether the underlay's device is up.
+    pub underlay_up: bool,
+    /// The underlay's MTU in bytes.
+    pub underlay_mtu: u32,
+    /// Whether the underlay speaks IPv6.
+    pub underlay_v6: bool,
+}
+
+impl Machine {
+    fn of(inventory: &Inventory) -> Self {
+        let underlay = &inventory.underlay;
+        let link = inventory.links.iter().find(|link| link.name == underlay.link);
+        Self {
+            architecture: inventory.architecture.clone(),
+            cpu_model: inventory.cpu_model.clone(),
+            kvm: inventory.hypervisor.kvm,
+            underlay_up: link.is_none_or(|link| link.up),
+            underlay_mtu: underlay.mtu,
+            underlay_v6: underlay.address.is_ipv6(),
+        }
+    }
 }
 
 /// What a host has of something, and how much is in use. Counted over the cells that have CPUs: memory of a cell
@@ -89,6 +126,8 @@ impl HostView {
             floating_vcpus: 0,
             floating_memory_mib: 0,
             disk_free_bytes: pools.map(|pool| pool.free_bytes).max(),
+            machine: Machine::of(inventory),
+            labels: Arc::default(),
         };
         for reservation in reservations {
             view.add(reservation);
@@ -96,24 +135,47 @@ impl HostView {
         view
     }
 
+    /// Takes everything off it that was counted in; `cells` are its own with nothing on them.
+    pub(super) fn clear(&mut self, cells: &[Cell]) {
+        self.cells.clear();
+        self.cells.extend_from_slice(cells);
+        (self.floating_vcpus, self.floating_memory_mib) = (0, 0);
+    }
+
     /// Counts a reservation in.
     pub fn add(&mut self, reservation: &Reservation) {
-        let by_id: HashMap<u32, usize> =
-            self.cells.iter().enumerate().map(|(at, cell)| (cell.id, at)).collect();
         let held: CpuSet = reservation.pinned_cpus().collect();
-        for cell in &mut self.cells {
-            cell.pinned_cpus.extend_from(&held.intersection(&cell.dedicated_cpus));
+        if !held.is_empty() {
+            for cell in &mut self.cells {
+                cell.pinned_cpus.extend_from(&held.intersection(&cell.dedicated_cpus));
+            }
         }
         let (mut vcpus, mut memory_mib) = (u64::from(reservation.vcpus), mib_up(reservation.memory_bytes));
         for reserved in &reservation.cells {
-            if let Some(&at) = by_id.get(&reserved.host) {
+            if let Some(cell) = self.cells.iter_mut().find(|cell| cell.id == reserved.host) {
                 vcpus = vcpus.saturating_sub((reserved.shared_vcpus.len() + reserved.pinning.len()) as u64);
                 memory_mib = memory_mib.saturating_sub(mib_up(reserved.memory_bytes));
-                occupy(&mut self.cells[at], reserved);
+                occupy(cell, reserved);
             }
         }
         self.floating_vcpus = self.floating_vcpus.saturating_add(vcpus);
         self.floating_memory_mib = self.floating_memory_mib.saturating_add(memory_mib);
+    }
+
+    /// Takes a reservation off, as if it had never been counted in: for trials, when no CPU is held twice.
+    pub(super) fn take_off(&mut self, reservation: &Reservation) {
+        let held: CpuSet = reservation.pinned_cpus().collect();
+        self.cells.iter_mut().for_each(|cell| cell.pinned_cpus.subtract(&held));
+        let (mut vcpus, mut memory_mib) = (u64::from(reservation.vcpus), mib_up(reservation.memory_bytes));
+        for reserved in &reservation.cells {
+            if let Some(cell) = self.cells.iter_mut().find(|cell| cell.id == reserved.host) {
+                vcpus = vcpus.saturating_sub((reserved.shared_vcpus.len() + reserved.pinning.len()) as u64);
+                memory_mib = memory_mib.saturating_sub(mib_up(reserved.memory_bytes));
+                vacate(cell, reserved);
+            }
+        }
+        self.floating_vcpus = self.floating_vcpus.saturating_sub(vcpus);
+        self.floating_memory_mib = self.floating_memory_mib.saturating_sub(memory_mib);
     }
 
     /// Shared CPUs, and vCPUs that float over them.
@@ -209,6 +271,15 @@ fn occupy(cell: &mut Cell, reserved: &ReservedCell) {
     let size_kib = reserved.page_size_kib.or_else(|| cell.smallest_pool().map(|pool| pool.size_kib));
     if let Some(pool) = cell.page_pools.iter_mut().find(|pool| Some(pool.size_kib) == size_kib) {
         pool.used = pool.used.saturating_add(reserved.memory_bytes.div_ceil(1024).div_ceil(pool.size_kib));
+    }
+}
+
+fn vacate(cell: &mut Cell, reserved: &ReservedCell) {
+    cell.shared_cpus_used = cell.shared_cpus_used.saturating_sub(reserved.shared_vcpus.len() as u32);
+    cell.memory_used_mib = cell.memory_used_mib.saturating_sub(mib_up(reserved.memory_bytes));
+    let size_kib = reserved.page_size_kib.or_else(|| cell.smallest_pool().map(|pool| pool.size_kib));
+    if let Some(pool) = cell.page_pools.iter_mut().find(|pool| Some(pool.size_kib) == size_kib) {
+        pool.used = pool.used.saturating_sub(reserved.memory_bytes.div_ceil(1024).div_ceil(pool.size_kib));
     }
 }
 

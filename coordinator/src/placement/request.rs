@@ -88,6 +88,13 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Whether any of its vCPUs has a host CPU of its own.
+    pub fn pins(&self) -> bool {
+        self.guest.as_ref().is_some_and(|guest| guest.cells.iter().any(|cell| cell.pins()))
+    }
+}
+
 /// Only the guest's cells, without what the guest sees of sockets, cores and threads.
 pub fn guest(
     vcpus: u32,

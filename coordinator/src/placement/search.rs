@@ -8,6 +8,8 @@ use super::fit::{self, Limits, Order, PlacedCell};
 use super::guest::Guest;
 use super::host_view::{HostState, HostView, Share};
 use super::request::Request;
+use super::roster::Roster;
+use super::terms::Terms;
 
 const BYTES_PER_MIB: u64 = 1 << 20;
 
@@ -48,74 +50,108 @@ impl Placement {
     }
 }
 
-/// The best host for a request and the exact place on it; else every host with its reason.
+/// What decides between hosts, and what else they must meet.
+#[derive(Debug, Clone, Default)]
+pub struct Choice {
+    /// Overcommit.
+    pub limits: Limits,
+    /// Spread or pack, hosts and cells alike.
+    pub order: Order,
+    /// Where ties begin; 0 is the first by name.
+    pub seed: u64,
+    /// What is wanted beside room.
+    pub terms: Terms,
+}
+
+/// The best host of a roster for a request and the exact place on it, if any takes it. `allowed` tells what only the
+/// caller and the clock know of a host.
 ///
-/// With [`Order::Spread`] the host with the most free memory comes first, then the one with the most free CPUs;
-/// ties go by name, then by id.
+/// With [`Order::Spread`] the host with the most free memory comes first, then the one with the most free CPUs; ties
+/// go by name, then by id. A soft group policy comes before both.
+pub fn find(
+    roster: &Roster,
+    request: &Request,
+    choice: &Choice,
+    allowed: impl Fn(&HostView) -> bool,
+) -> Option<Placement> {
+    let rounds = choice.terms.rounds();
+    rounds.iter().find_map(|round| {
+        roster.find(request, choice, |host| {
+            let now = rounds.len() == 1 || choice.terms.round(host.id) == *round;
+            if now && allowed(host) { place_on(host, request, choice).ok() } else { None }
+        })
+    })
+}
+
+/// As [`find`], on hosts in a list; a refusal tells every host's reason.
 pub fn place<'h>(
     hosts: impl IntoIterator<Item = &'h HostView>,
     request: &Request,
-    limits: &Limits,
-    order: Order,
+    choice: &Choice,
 ) -> Result<Placement, Refusal> {
     let mut refusals = Vec::new();
-    for host in ranked(hosts, request, order) {
-        match place_on(host, request, limits, order) {
+    for host in ranked(hosts, request, choice) {
+        match place_on(host, request, choice) {
             Ok(placement) => return Ok(placement),
             Err(refusal) => refusals.push(refusal),
         }
     }
     refusals.sort_by(|a, b| (&a.name, a.host).cmp(&(&b.name, b.host)));
-    Err(Refusal { hosts: refusals })
+    Err(Refusal { hosts: refusals, change: None })
 }
 
-/// Every host with its answer, the preferred first: for explanations, and for callers that try several.
+/// Every host with its answer, the preferred first: for explanations.
 pub fn candidates<'h>(
     hosts: impl IntoIterator<Item = &'h HostView>,
     request: &Request,
-    limits: &Limits,
-    order: Order,
+    choice: &Choice,
 ) -> Vec<Result<Placement, HostRefusal>> {
-    ranked(hosts, request, order).into_iter().map(|host| place_on(host, request, limits, order)).collect()
+    ranked(hosts, request, choice).into_iter().map(|host| place_on(host, request, choice)).collect()
 }
 
 fn ranked<'h>(
     hosts: impl IntoIterator<Item = &'h HostView>,
     request: &Request,
-    order: Order,
+    choice: &Choice,
 ) -> Vec<&'h HostView> {
-    let pinned = request.guest.as_ref().is_some_and(|guest| guest.cells.iter().any(|cell| cell.pins()));
-    // The larger, the more room: memory first, then CPUs.
-    let room = |host: &HostView| {
-        let free = |share: Share| i128::from(share.total) - i128::from(share.used);
-        let cpus = match pinned {
-            true => host.cells.iter().map(|cell| i128::from(cell.free_cpus().len())).sum(),
-            false => free(host.vcpus()),
-        };
-        (free(host.memory()), cpus)
-    };
-    let mut ranked: Vec<_> = hosts.into_iter().map(|host| (room(host), host)).collect();
-    ranked.sort_unstable_by(|(a_room, a), (b_room, b)| {
-        let by_room = match order {
-            Order::Spread => b_room.cmp(a_room),
-            Order::Pack => a_room.cmp(b_room),
-        };
-        by_room.then_with(|| (&a.name, a.id).cmp(&(&b.name, b.id)))
+    let pinned = request.pins();
+    let mut ranked: Vec<_> = hosts
+        .into_iter()
+        .map(|host| {
+            let rank = rank(host, pinned);
+            let rank = if choice.order == Order::Spread { !rank } else { rank };
+            ((choice.terms.round(host.id), rank), host)
+        })
+        .collect();
+    ranked.sort_unstable_by(|(a_rank, a), (b_rank, b)| {
+        a_rank.cmp(b_rank).then_with(|| (&a.name, a.id).cmp(&(&b.name, b.id)))
     });
     ranked.into_iter().map(|(_, host)| host).collect()
 }
 
+/// The more room, the larger: free memory first, then free CPUs, those that float or those to pin.
+pub(super) fn rank(host: &HostView, pinned: bool) -> u64 {
+    const CPU_BITS: u32 = 24;
+    let free = |share: Share| i128::from(share.total) - i128::from(share.used);
+    // Overcommitted hosts have less than nothing free: the middle of the range is zero.
+    let clip = |free: i128, bits: u32| {
+        let half = 1_i128 << (bits - 1);
+        (free.clamp(-half, half - 1) + half) as u64
+    };
+    let cpus = match pinned {
+        true => host.cells.iter().map(|cell| i128::from(cell.free_cpu_count())).sum(),
+        false => free(host.vcpus()),
+    };
+    clip(free(host.memory()), u64::BITS - CPU_BITS) << CPU_BITS | clip(cpus, CPU_BITS)
+}
+
 /// Places a request on one host, or says why not.
-pub fn place_on(
-    host: &HostView,
-    request: &Request,
-    limits: &Limits,
-    order: Order,
-) -> Result<Placement, HostRefusal> {
+pub fn place_on(host: &HostView, request: &Request, choice: &Choice) -> Result<Placement, HostRefusal> {
     let refuse = |shortfall, cells| HostRefusal { host: host.id, name: host.name.clone(), shortfall, cells };
-    check_host(host, request).map_err(|shortfall| refuse(shortfall, None))?;
+    check_host(host, request, &choice.terms).map_err(|shortfall| refuse(shortfall, None))?;
+    let limits = &choice.limits;
     let cells = match &request.guest {
-        Some(guest) => fit::fit(&host.cells, guest, Some(limits), order)
+        Some(guest) => fit::fit(&host.cells, guest, Some(limits), choice.order)
             .map_err(|error| refuse(error.shortfall, error.cells))?,
         None => Vec::new(),
     };
@@ -129,7 +165,7 @@ pub fn place_on(
     })
 }
 
-fn check_host(host: &HostView, request: &Request) -> Result<(), Shortfall> {
+fn check_host(host: &HostView, request: &Request, terms: &Terms) -> Result<(), Shortfall> {
     let state = |rule| Err(Shortfall::new(rule, Quantity::State(HostState::Up), Quantity::State(host.state)));
     match host.state {
         HostState::Up => {}
@@ -137,6 +173,7 @@ fn check_host(host: &HostView, request: &Request) -> Result<(), Shortfall> {
         HostState::Lost => return state(Rule::HostLost),
         HostState::Disabled => return state(Rule::HostDisabled),
     }
+    terms.check(host)?;
     let need = Quantity::DiskBytes(request.disk_bytes);
     match host.disk_free_bytes {
         None => Err(Shortfall::new(Rule::PoolReachable, need, Quantity::DiskBytes(0))),

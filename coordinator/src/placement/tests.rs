@@ -4,6 +4,9 @@ mod brute_force;
 mod hosts;
 mod preferences;
 mod requests;
+mod rosters;
+mod suggestions;
+mod wishes;
 
 use super::cell::{Cell, PagePool};
 use super::cpu_set::CpuSet;

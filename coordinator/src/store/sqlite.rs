@@ -47,6 +47,7 @@ impl Database {
         while let Some(row) = rows.next()? {
             fleet.load(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?;
         }
+        fleet.seat_all();
         Ok(fleet)
     }
 

@@ -48,9 +48,14 @@ pub fn remove(fleet: &Fleet, id: HostId, lost: bool) -> Decision<()> {
             "Host {name} still reports {reported} instances; wait until they are gone."
         ));
     }
-    // Its join token goes with it.
-    let token = fleet.join_tokens.values().filter(|t| t.used_by == Some(id));
-    Ok((token.map(Change::gone).chain([Change::gone(host)]).collect(), ()))
+    // Its join token goes with it, and it leaves its aggregates.
+    let token = fleet.join_tokens.values().filter(|t| t.used_by == Some(id)).map(Change::gone);
+    let left = fleet.aggregates.values().filter(|a| a.hosts.contains(&id)).map(|aggregate| {
+        let mut aggregate = aggregate.clone();
+        aggregate.hosts.remove(&id);
+        aggregate.into()
+    });
+    Ok((token.chain(left).chain([Change::gone(host)]).collect(), ()))
 }
 
 #[cfg(test)]

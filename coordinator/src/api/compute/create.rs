@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::fleet::identity::KeyPair;
 use crate::fleet::image::{Image, Visibility};
-use crate::fleet::instance::{Flavor, NicRequest};
+use crate::fleet::instance::{Flavor, Hints, NicRequest};
 use crate::operations::create_instance::{self, NewInstance};
 use crate::verbs::instance::{check_metadata, check_name};
 use axum::extract::State;
@@ -19,7 +19,7 @@ use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use godwit_protocol::id::{HostId, ImageId, NetworkId, PortId};
+use godwit_protocol::id::{HostId, ImageId, InstanceId, NetworkId, PortId};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -44,6 +44,14 @@ struct Wish {
     key: Option<String>,
     metadata: std::collections::BTreeMap<String, String>,
     user_data: Option<String>,
+    place: Place,
+    hints: Hints,
+}
+
+/// Where a body wants a server to be.
+#[derive(Default)]
+struct Place {
+    zone: Option<String>,
     host: Option<String>,
 }
 
@@ -104,9 +112,7 @@ fn last_part(reference: &str) -> &str {
 
 fn read(asked: &Asked, body: Value) -> Answer<Wish> {
     let mut outer = Attributes::of(body, "the request's body")?;
-    for hints in ["os:scheduler_hints", "OS-SCH-HNT:scheduler_hints"] {
-        outer.inert(hints, &[json!({})])?;
-    }
+    let hints = hints(&mut outer)?;
     let mut a = Attributes::inside(Value::Object(outer.into_map()), "server")?;
     let image = match a.take("imageRef") {
         Some(Value::String(image)) => last_part(&image).to_owned(),
@@ -128,6 +134,7 @@ fn read(asked: &Asked, body: Value) -> Answer<Wish> {
     check_metadata(&metadata)?;
     let name = a.required_text("name")?.trim().to_owned();
     check_name(&name)?;
+    let place = wanted_place(asked, &mut a)?;
     let wish = Wish {
         name,
         description: if asked.since(19) { a.text("description")? } else { None },
@@ -138,7 +145,8 @@ fn read(asked: &Asked, body: Value) -> Answer<Wish> {
         key: a.text("key_name")?,
         metadata,
         user_data: user_data(&mut a)?,
-        host: wanted_host(asked, &mut a)?,
+        place,
+        hints,
     };
     // Every server has a config drive, whether or not it is asked for.
     match a.take("config_drive") {
@@ -231,40 +239,78 @@ fn user_data(a: &mut Attributes) -> Answer<Option<String>> {
     }
 }
 
-/// The host by name: `availability_zone: "nova:host"`, or `host` from 2.74 on.
-fn wanted_host(asked: &Asked, a: &mut Attributes) -> Answer<Option<String>> {
-    let mut host = None;
+/// The zone and the host by name: `availability_zone: "ZONE:HOST"`, or `host` from 2.74 on.
+fn wanted_place(asked: &Asked, a: &mut Attributes) -> Answer<Place> {
+    let mut place = Place::default();
     if asked.since(74) {
         let (name, node) = (a.text("host")?, a.text("hypervisor_hostname")?);
         if name.is_some() && node.is_some() && name != node {
             return Err(Fault::bad_request("host and hypervisor_hostname name different hosts."));
         }
-        host = name.or(node);
+        place.host = name.or(node);
     }
-    if let Some(zone) = a.text("availability_zone")?.filter(|zone| !zone.is_empty()) {
-        let mut parts = zone.split(':');
-        if parts.next().is_some_and(|zone| zone != "nova" && !zone.is_empty()) {
-            return Err(Fault::bad_request(format!(
-                "The requested availability zone '{zone}' is not available; there is 'nova'."
-            )));
-        }
+    if let Some(text) = a.text("availability_zone")?.filter(|zone| !zone.is_empty()) {
+        let mut parts = text.split(':');
+        place.zone = parts.next().filter(|zone| !zone.is_empty()).map(str::to_owned);
         let named: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
         if let Some(name) = named.first() {
-            if host.is_some() {
+            if place.host.is_some() {
                 return Err(Fault::bad_request(
                     "The host is named twice: in availability_zone and by itself.",
                 ));
             }
             if named.len() > 2 || named.get(1).is_some_and(|node| node != name) {
-                return Err(Fault::bad_request(format!("'{zone}' must look like nova or nova:HOST.")));
+                return Err(Fault::bad_request(format!("'{text}' must look like ZONE or ZONE:HOST.")));
             }
-            host = Some((*name).to_owned());
+            place.host = Some((*name).to_owned());
         }
     }
-    if host.is_some() {
+    if place.host.is_some() {
         asked.caller.require_admin()?;
     }
-    Ok(host)
+    Ok(place)
+}
+
+/// Scheduler hints, beside the server in the body, under either of two names.
+fn hints(outer: &mut Attributes) -> Answer<Hints> {
+    let (new, old) = (outer.take("os:scheduler_hints"), outer.take("OS-SCH-HNT:scheduler_hints"));
+    let Some(hints) = new.or(old) else { return Ok(Hints::default()) };
+    let mut a = Attributes::of(hints, "os:scheduler_hints")?;
+    let ids = |value: Option<Value>, key: &str| -> Answer<Vec<InstanceId>> {
+        let items = match value {
+            None => vec![],
+            Some(Value::Array(items)) => items,
+            Some(one) => vec![one],
+        };
+        let read = |item: &Value| item.as_str().and_then(|text| text.parse().ok());
+        let wrong = |item: &Value| Fault::bad_request(format!("{key}: {item} is not the id of a server."));
+        items.iter().map(|item| read(item).ok_or_else(|| wrong(item))).collect()
+    };
+    let same_host = ids(a.take("same_host"), "same_host")?;
+    let different_host = ids(a.take("different_host"), "different_host")?;
+    let group = a.parsed("group", "the id of a server group")?;
+    a.finish()?;
+    Ok(Hints { group, same_host, different_host })
+}
+
+/// That what the hints and the zone name is there, and the caller's to see.
+fn check_place(fleet: &Fleet, caller: &Caller, wish: &Wish) -> Answer<()> {
+    if let Some(zone) = wish.place.zone.as_deref().filter(|zone| !fleet.zones().contains(zone)) {
+        let zones = fleet.zones().into_iter().collect::<Vec<_>>().join("', '");
+        return Err(Fault::bad_request(format!(
+            "The requested availability zone '{zone}' is not available; there is '{zones}'."
+        )));
+    }
+    let hints = &wish.hints;
+    if let Some(group) = hints.group {
+        let found = fleet.server_groups.get(&group).filter(|g| caller.sees(g.project));
+        found.ok_or_else(|| Fault::bad_request(format!("Instance group {group} could not be found.")))?;
+    }
+    let seen = |id: &&InstanceId| fleet.instances.get(id).is_some_and(|i| caller.sees(i.project));
+    match hints.same_host.iter().chain(&hints.different_host).find(|id| !seen(id)) {
+        Some(id) => Err(Fault::bad_request(format!("Instance {id} could not be found."))),
+        None => Ok(()),
+    }
 }
 
 fn networks(asked: &Asked, a: &mut Attributes) -> Answer<Networks> {
@@ -300,6 +346,7 @@ fn networks(asked: &Asked, a: &mut Attributes) -> Answer<Networks> {
 
 /// Finds what a wish names. What is not there, or not the caller's, makes the request wrong.
 fn resolve(fleet: &Fleet, caller: &Caller, wish: Wish) -> Answer<(NewInstance, u64)> {
+    check_place(fleet, caller, &wish)?;
     let image = find_image(fleet, caller, &wish.image)?.id;
     let flavor = find_flavor(fleet, caller, &wish.flavor)?;
     let key = match wish.key {
@@ -319,7 +366,7 @@ fn resolve(fleet: &Fleet, caller: &Caller, wish: Wish) -> Answer<(NewInstance, u
             "A port or fixed_ip belongs to one server; ask for several servers without.",
         ));
     }
-    let wanted_host = wish.host.map(|name| find_host(fleet, &name)).transpose()?;
+    let wanted_host = wish.place.host.map(|name| find_host(fleet, &name)).transpose()?;
     let new = NewInstance {
         name: wish.name,
         description: wish.description,
@@ -332,6 +379,8 @@ fn resolve(fleet: &Fleet, caller: &Caller, wish: Wish) -> Answer<(NewInstance, u
         metadata: wish.metadata,
         user_data: wish.user_data,
         wanted_host,
+        wanted_zone: wish.place.zone,
+        hints: wish.hints,
     };
     Ok((new, wish.count))
 }

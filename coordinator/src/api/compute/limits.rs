@@ -78,8 +78,8 @@ fn quotas(fleet: &Fleet, asked: &Asked, project: &str) -> Vec<(&'static str, i64
         ("ram", -1, memory),
         ("metadata_items", METADATA as i64, 0),
         ("key_pairs", -1, 0),
-        ("server_groups", 0, 0),
-        ("server_group_members", 0, 0),
+        ("server_groups", -1, 0),
+        ("server_group_members", -1, 0),
     ];
     if !asked.since(36) {
         all.extend(

@@ -104,7 +104,7 @@ fn filter(asked: &Asked, key: &str, value: &str) -> Answer<Filter> {
         "project_id" | "tenant_id" => by_text(|_, i| i.project.to_string()),
         "user_id" => by_text(|_, i| i.user.to_string()),
         "key_name" => by_text(|_, i| i.key.as_ref().map(|(name, _)| name.clone()).unwrap_or_default()),
-        "availability_zone" => by_text(|_, i| i.host.map(|_| "nova".to_owned()).unwrap_or_default()),
+        "availability_zone" => by_text(|fleet, i| view::zone(fleet, i).to_owned()),
         "vm_state" => by_text(|_, i| view::vm_state(i).to_owned()),
         "task_state" => by_text(|_, i| view::task_state(i).unwrap_or_default().to_owned()),
         "power_state" => by_text(|_, i| view::power_state(i).to_string()),

@@ -1,5 +1,5 @@
-//! Hosts as services, zones and (for the oldest clients) hosts. There is one zone, `nova`, and there are no
-//! aggregates.
+//! Hosts as services, zones and (for the oldest clients) hosts. A host is in the zone `nova` unless an aggregate puts
+//! it into another.
 
 use super::hypervisors::{Sizes, id, instances};
 use super::view::liveness;
@@ -21,9 +21,6 @@ use std::collections::BTreeSet;
 /// The service that a host's agent is to clients.
 const BINARY: &str = "nova-compute";
 
-/// The only zone.
-const ZONE: &str = "nova";
-
 fn is_up(app: &App, fleet: &Fleet, host: &Host) -> bool {
     liveness(app, fleet, host.id) == Liveness::Up
 }
@@ -37,7 +34,7 @@ fn view(app: &App, fleet: &Fleet, asked: &Asked, host: &Host) -> Value {
         "id": id(asked, host),
         "binary": BINARY,
         "host": host.name,
-        "zone": ZONE,
+        "zone": fleet.zone_of(host.id),
         "status": if host.enabled { "enabled" } else { "disabled" },
         "state": if is_up(app, fleet, host) { "up" } else { "down" },
         "updated_at": seen(fleet, host),
@@ -162,52 +159,45 @@ pub(super) async fn delete(asked: Asked) -> Answer<Json<Value>> {
 
 /// GET /os-availability-zone.
 pub(super) async fn zones(State(app): State<Shared>, _: Asked) -> Json<Value> {
-    let available = app.ledger.read(|fleet| fleet.hosts.values().any(|h| h.enabled && is_up(&app, fleet, h)));
-    Json(zone_info(available, Value::Null))
+    app.ledger.read(|fleet| zone_infos(&app, fleet, |_| Value::Null))
 }
 
-fn zone_info(available: bool, hosts: Value) -> Value {
-    json!({ "availabilityZoneInfo": [
-        { "zoneName": ZONE, "zoneState": { "available": available }, "hosts": hosts },
-    ] })
+/// Each zone, and whether an instance could be placed there.
+fn zone_infos(app: &App, fleet: &Fleet, hosts: impl Fn(&[&Host]) -> Value) -> Json<Value> {
+    let info = |zone: &str| {
+        let its: Vec<&Host> = sorted(fleet).into_iter().filter(|h| fleet.zone_of(h.id) == zone).collect();
+        let available = its.iter().any(|h| h.enabled && is_up(app, fleet, h));
+        json!({ "zoneName": zone, "zoneState": { "available": available }, "hosts": hosts(&its) })
+    };
+    let zones: Vec<Value> = fleet.zones().into_iter().map(info).collect();
+    Json(json!({ "availabilityZoneInfo": zones }))
 }
 
 /// GET /os-availability-zone/detail.
 pub(super) async fn zones_detail(State(app): State<Shared>, asked: Asked) -> Answer<Json<Value>> {
     asked.caller.require_admin()?;
-    Ok(Json(app.ledger.read(|fleet| {
+    Ok(app.ledger.read(|fleet| {
         let service = |host: &Host| {
             let (active, available) = (host.enabled, is_up(&app, fleet, host));
             json!({ BINARY: { "active": active, "available": available, "updated_at": seen(fleet, host) } })
         };
-        let hosts: Map<String, Value> =
-            sorted(fleet).into_iter().map(|h| (h.name.clone(), service(h))).collect();
-        let available = fleet.hosts.values().any(|h| h.enabled && is_up(&app, fleet, h));
-        zone_info(available, Value::Object(hosts))
-    })))
-}
-
-/// GET /os-aggregates.
-pub(super) async fn aggregates(asked: Asked) -> Answer<Json<Value>> {
-    asked.caller.require_admin()?;
-    Ok(Json(json!({ "aggregates": [] })))
-}
-
-/// POST /os-aggregates.
-pub(super) async fn no_aggregates(asked: Asked) -> Answer<Json<Value>> {
-    asked.caller.require_admin()?;
-    Err(not_built("A host aggregate", "Disable hosts, or name one with availability_zone nova:HOST."))
+        let services = |hosts: &[&Host]| {
+            let services = hosts.iter().map(|h| (h.name.clone(), service(h)));
+            Value::Object(services.collect::<Map<String, Value>>())
+        };
+        zone_infos(&app, fleet, services)
+    }))
 }
 
 /// GET /os-hosts, below 2.43.
 pub(super) async fn hosts(State(app): State<Shared>, asked: Asked, params: Params) -> Answer<Json<Value>> {
     asked.require(1, Some(43))?;
     asked.caller.require_admin()?;
-    let wanted =
-        params.get("service").is_none_or(|s| s == "compute") && params.get("zone").is_none_or(|z| z == ZONE);
+    let wanted = params.get("service").is_none_or(|s| s == "compute");
     let views: Vec<Value> = app.ledger.read(|fleet| {
-        let hosts = sorted(fleet).into_iter().filter(|_| wanted);
-        hosts.map(|h| json!({ "host_name": h.name, "service": "compute", "zone": ZONE })).collect()
+        let hosts = sorted(fleet).into_iter().map(|h| (h, fleet.zone_of(h.id)));
+        let hosts = hosts.filter(|(_, zone)| wanted && params.get("zone").is_none_or(|z| z == *zone));
+        hosts.map(|(h, zone)| json!({ "host_name": h.name, "service": "compute", "zone": zone })).collect()
     });
     Ok(Json(json!({ "hosts": views })))
 }

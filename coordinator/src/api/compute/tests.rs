@@ -2,6 +2,7 @@
 //! published API reference, and what is made of requests.
 
 mod fields;
+mod groups;
 mod requests;
 
 use crate::api::testing::{Answer, Api, As};
@@ -252,6 +253,8 @@ impl Scene {
             metadata: BTreeMap::new(),
             user_data: None,
             wanted_host: None,
+            wanted_zone: None,
+            hints: Default::default(),
             refused_by: vec![],
             status: InstanceStatus::Active,
             task: None,

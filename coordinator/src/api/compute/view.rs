@@ -34,6 +34,14 @@ pub(super) fn liveness(app: &App, fleet: &Fleet, host: HostId) -> Liveness {
     judge(now(), seen_at, Duration::from_millis(app.config.heartbeat_ms))
 }
 
+/// The zone that an instance is in, or is to be in.
+pub(super) fn zone<'a>(fleet: &'a Fleet, instance: &'a Instance) -> &'a str {
+    match instance.host {
+        Some(host) => fleet.zone_of(host),
+        None => instance.wanted_zone.as_deref().unwrap_or_default(),
+    }
+}
+
 /// The status that users see.
 pub(super) fn status(instance: &Instance) -> &'static str {
     match (instance.status, instance.task) {
@@ -212,7 +220,17 @@ pub(super) fn server(app: &App, fleet: &Fleet, asked: &Asked, instance: &Instanc
         set("trusted_image_certificates", Value::Null);
     }
     if asked.since(71) && kind != Kind::Listed {
-        set("server_groups", json!([]));
+        set(
+            "server_groups",
+            json!(
+                instance
+                    .hints
+                    .group
+                    .filter(|g| fleet.server_groups.contains_key(g))
+                    .into_iter()
+                    .collect::<Vec<_>>()
+            ),
+        );
     }
     if asked.since(73) {
         set("locked_reason", Value::Null);
@@ -223,7 +241,7 @@ pub(super) fn server(app: &App, fleet: &Fleet, asked: &Asked, instance: &Instanc
     set("key_name", json!(instance.key.as_ref().map(|(name, _)| name)));
     set("config_drive", "True".into());
     set("os-extended-volumes:volumes_attached", json!([]));
-    set("OS-EXT-AZ:availability_zone", if host.is_some() { "nova" } else { "" }.into());
+    set("OS-EXT-AZ:availability_zone", zone(fleet, instance).into());
     set("OS-EXT-STS:vm_state", vm_state(instance).into());
     set("OS-EXT-STS:task_state", json!(task_state(instance)));
     set("OS-EXT-STS:power_state", power_state(instance).into());

@@ -1,6 +1,7 @@
 //! Whole hosts: which one is chosen, what is counted, and what a refusal says.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use godwit_protocol::host as report;
 use godwit_protocol::id::{HostId, InstanceId};
@@ -8,16 +9,17 @@ use godwit_protocol::reservation::{Reservation, ReservedCell};
 
 use super::{cpus, smt_cell};
 use crate::placement::cpu_set::CpuSet;
+use crate::placement::host_view::Machine;
 use crate::placement::search::candidates;
-use crate::placement::{HostState, HostView, Limits, Order, Placement, Refusal, Request, Rule, place};
+use crate::placement::{Choice, HostState, HostView, Order, Placement, Refusal, Request, Rule, place};
 
-fn request(vcpus: u32, memory_mib: u64, specs: &[(&str, &str)]) -> Request {
+pub(super) fn request(vcpus: u32, memory_mib: u64, specs: &[(&str, &str)]) -> Request {
     let specs = specs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     Request::from_specs(vcpus, memory_mib, &specs, &BTreeMap::new()).unwrap()
 }
 
 /// A host of two cells, each of 4 dedicated CPUs, 2 shared ones and 4 GiB.
-fn view(name: &str) -> HostView {
+pub(super) fn view(name: &str) -> HostView {
     let mut cells = vec![smt_cell(0, "0-3"), smt_cell(1, "4-7")];
     cells[0].shared_cpus = cpus("8-9");
     cells[1].shared_cpus = cpus("10-11");
@@ -29,11 +31,32 @@ fn view(name: &str) -> HostView {
         floating_vcpus: 0,
         floating_memory_mib: 0,
         disk_free_bytes: Some(1 << 40),
+        machine: machine(),
+        labels: Arc::default(),
     }
 }
 
+fn machine() -> Machine {
+    Machine {
+        architecture: "x86_64".to_owned(),
+        cpu_model: "Some CPU".to_owned(),
+        kvm: true,
+        underlay_up: true,
+        underlay_mtu: 1500,
+        underlay_v6: false,
+    }
+}
+
+fn spread() -> Choice {
+    Choice::default()
+}
+
+fn pack() -> Choice {
+    Choice { order: Order::Pack, ..Choice::default() }
+}
+
 fn try_place(hosts: &[HostView], request: &Request) -> Result<Placement, Refusal> {
-    place(hosts, request, &Limits::default(), Order::Spread)
+    place(hosts, request, &spread())
 }
 
 fn rule(hosts: &[HostView], request: &Request) -> Rule {
@@ -48,8 +71,8 @@ fn spread_takes_the_emptiest_host_and_pack_the_fullest() {
     hosts[2].floating_memory_mib = 1024;
     let request = request(1, 64, &[]);
     assert_eq!(try_place(&hosts, &request).unwrap().host_name, "b");
-    assert_eq!(place(&hosts, &request, &Limits::default(), Order::Pack).unwrap().host_name, "c");
-    let order = candidates(&hosts, &request, &Limits::default(), Order::Spread).into_iter();
+    assert_eq!(place(&hosts, &request, &pack()).unwrap().host_name, "c");
+    let order = candidates(&hosts, &request, &spread()).into_iter();
     assert_eq!(order.map(|answer| answer.unwrap().host_name).collect::<Vec<_>>(), ["b", "a", "c"]);
 }
 
@@ -141,7 +164,7 @@ fn a_refusal_explains_every_host() {
     for host in &refusal.hosts {
         assert!(text.contains(&host.to_string()), "{host} in {text}");
     }
-    let fleet = Refusal { hosts: vec![refusal.hosts.clone(); 4].concat() };
+    let fleet = Refusal { hosts: vec![refusal.hosts.clone(); 4].concat(), change: None };
     assert_eq!(
         fleet.to_string(),
         "none of 12 hosts can take the instance: host_lost on 4, cpu_dedicated_free on 8; nearest: h2: guest cell \

@@ -5,11 +5,11 @@ use serde_json::json;
 use std::collections::BTreeSet;
 
 /// The names of an object's fields.
-fn names(object: &Value) -> BTreeSet<String> {
+pub(super) fn names(object: &Value) -> BTreeSet<String> {
     object.as_object().unwrap_or_else(|| panic!("no object: {object}")).keys().cloned().collect()
 }
 
-fn set(lists: &[&[&str]]) -> BTreeSet<String> {
+pub(super) fn set(lists: &[&[&str]]) -> BTreeSet<String> {
     lists.iter().flat_map(|list| list.iter().map(|name| (*name).to_owned())).collect()
 }
 
