@@ -201,13 +201,17 @@ fn assemble(
 async fn watch_drifts(drifts: Arc<Drifts>, reporter: Arc<Reporter>) {
     let mut looks = tokio::time::interval(drift::LOOK_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for look in 0_u32.. {
         looks.tick().await;
         let (drifts, cells) = (drifts.clone(), reporter.cells());
         if cells.is_empty() {
             continue;
         }
-        let changed = tokio::task::spawn_blocking(move || drifts.check_all(&cells)).await;
+        let check = move || match look % drift::ASK_EVERY {
+            0 => drifts.check_all(&cells),
+            _ => drifts.check_threads(&cells),
+        };
+        let changed = tokio::task::spawn_blocking(check).await;
         if changed.unwrap_or(false) {
             reporter.mark_changed();
         }

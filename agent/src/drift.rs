@@ -14,8 +14,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How often everything is looked at.
+/// How often threads are looked at.
 pub const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Every so many looks libvirt is asked as well, which costs more than all threads together.
+pub const ASK_EVERY: u32 = 6;
 
 /// After this long a difference is looked at again, for a guest that is just starting sets its threads up one by one.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -56,6 +59,21 @@ impl Drifts {
     /// All that is known, by instance.
     pub fn list(&self) -> Vec<Drift> {
         self.lock().values().flatten().cloned().collect()
+    }
+
+    /// Looks at the threads of every instance that holds something, and asks libvirt only about those that are
+    /// elsewhere or were; returns whether anything is new.
+    pub fn check_threads(&self, cells: &[Cell]) -> bool {
+        let mut changed = false;
+        for reservation in self.reservations.list() {
+            let Some(process) = self.processes.find(reservation.instance) else { continue };
+            let seen = Seen::read(&process, false);
+            let found = compare(&reservation, cells, self.memory_binding, &BTreeMap::new(), &seen);
+            if !found.is_empty() || self.lock().contains_key(&reservation.instance) {
+                changed |= self.check(reservation.instance, cells, false);
+            }
+        }
+        changed
     }
 
     /// Looks at every instance that runs; returns whether anything is new. What libvirt cannot be asked about stays

@@ -1,3 +1,4 @@
 //! The part that `cargo xtask test` runs every time.
 
 mod frame;
+mod numa;

@@ -5,6 +5,7 @@
 
 mod copy;
 mod footprint;
+mod locality;
 mod record;
 
 use std::fs::File;
@@ -39,6 +40,8 @@ enum Name {
     Copy,
     /// What the idle daemons cost
     Footprint,
+    /// What telling where guests are costs
+    Locality,
 }
 
 /// Why there are no figures.
@@ -84,7 +87,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
     println!("bench: building in the release profile");
     let packages = ["godwit-agent", "godwit-coordinator", "godwit", "godwit-tests"];
     let packages = packages.map(|name| format!("--package={name}"));
-    command::run(command::cargo().args(["build", "--release", "--bins"]).args(packages))?;
+    command::run(
+        command::cargo()
+            .args(["build", "--release", "--bins", "--features=godwit-tests/oracle"])
+            .args(packages),
+    )?;
     let programs = command::target_folder().join("release");
 
     let effort = Effort { quick: arguments.quick };
@@ -105,6 +112,11 @@ fn measure(name: Name, programs: &Path, effort: Effort, records: &mut Vec<Record
     }
     if matches!(name, Name::All | Name::Footprint) {
         let measured = footprint::measure(programs, effort)?;
+        print_table(&measured);
+        records.extend(measured);
+    }
+    if matches!(name, Name::All | Name::Locality) {
+        let measured = locality::measure(programs, effort)?;
         print_table(&measured);
         records.extend(measured);
     }

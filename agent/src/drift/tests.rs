@@ -125,11 +125,12 @@ fn a_drift_is_counted_until_it_is_over_and_a_stranger_is_one() {
     };
     fake.run_pinned(one, BTreeMap::from([(0, set(&[2])), (1, set(&[3]))]));
     write_guest(root.path(), one, 100, &[(0, 2, "2"), (1, 1, "1")], "7f00 bind:0 anon=1 N0=1\n");
-    assert!(drifts.check_all(&cells()));
+    assert!(drifts.check_threads(&cells()));
     let listed = drifts.list();
     assert_eq!(listed.len(), 1, "{listed:#?}");
     assert_eq!((listed[0].instance, listed[0].aspect), (one, Aspect::VcpuThread { vcpu: 1 }));
     assert!(!drifts.check_all(&cells()), "nothing is new");
+    assert!(!drifts.check_threads(&cells()), "nothing is new");
     assert_eq!((count("vcpu_thread"), count("unreserved")), (1, 0));
 
     fake.run_pinned(stranger, BTreeMap::new());

@@ -22,12 +22,15 @@ use crate::guest_image::{self, BUSYBOX, Kernel};
 const RECIPE: u32 = 1;
 
 /// What is installed. The rest of Debian's user space comes with it.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 19] = [
     "attr",
     "e2fsprogs",
     "iproute2",
     "iputils-ping",
     "kmod",
+    "libvirt-clients",
+    "libvirt-daemon",
+    "libvirt-daemon-driver-qemu",
     // The agent is linked with it.
     "libvirt0",
     "mount",
@@ -35,9 +38,11 @@ const PACKAGES: [&str; 14] = [
     "nfs-kernel-server",
     "numactl",
     "procps",
+    "qemu-system-x86",
     "qemu-utils",
     "util-linux",
     "xfsprogs",
+    "xorriso",
 ];
 
 /// What nobody reads in a VM.
