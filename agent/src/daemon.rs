@@ -148,7 +148,7 @@ fn assemble(
     }
     let hypervisor: Arc<dyn Hypervisor> =
         Arc::new(Libvirt::new(&config.libvirt, config.virtualization, config.dir.clone()));
-    let pool = Pool::new(config.pool.clone(), registry)?;
+    let pool = Pool::new(config.pool.clone(), registry)?.with_known(config.dir.join("copy.json"));
     let instances = Instances::new(hypervisor.clone(), reservations.clone(), registry)?;
     let address = network.underlay()?.address;
     let migration_listen =

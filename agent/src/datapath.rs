@@ -1,19 +1,45 @@
-//! Bulk bytes: copies through io_uring in worker processes ([`worker`], [`copy`]), and migration streams over TLS
-//! ([`stream`]).
+//! Bulk bytes: copies in worker processes ([`worker`], [`copy`]), and migration streams over TLS ([`stream`]).
+//!
+//! A copy goes the cheapest way there is: shared blocks, the file server's own copy, else through [`pass`], by a ring
+//! ([`ring`]) or by threads ([`threads`]), whichever a probe of the mounts found better.
 
+mod buffer;
+mod choice;
+mod chunks;
+pub mod command;
 pub mod copy;
-mod reflink;
+pub mod digests;
+mod image;
+mod journal;
+mod kernel;
+pub mod known;
+mod mounts;
+mod ordered;
+mod pace;
+mod pass;
 mod ring;
+mod server_side;
+mod stalls;
 pub mod stream;
+mod threads;
 pub mod worker;
+mod zeros;
+
+pub use choice::Method;
+pub use kernel::IoClass;
+pub use ordered::Checksum;
+pub use stalls::Stalls;
 
 use std::process::ExitCode;
+
+/// Alignment of offsets, lengths and buffers in direct I/O, in bytes; no common disk wants more.
+const BLOCK_BYTES: usize = 4096;
 
 /// What a worker process can be told to do.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum WorkerCommand {
-    /// Copy a file: by reflink where the file system can, else its data extents through io_uring.
-    Copy(worker::CopyArgs),
+    /// Copy a file for the agent
+    Copy(worker::WorkerArgs),
 }
 
 /// Runs a worker's command to its end. It must be the process's only work: no runtime, no other threads.

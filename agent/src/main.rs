@@ -4,6 +4,7 @@
 use clap::{Parser, Subcommand};
 use godwit_agent::config::Config;
 use godwit_agent::datapath::WorkerCommand;
+use godwit_agent::datapath::command::CopyArgs;
 use godwit_agent::hypervisor::chain;
 use godwit_agent::{daemon, datapath, host, inventory, join};
 use godwit_protocol::host::{Cell, Cpu};
@@ -62,6 +63,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Copy a disk or image the cheapest way there is, sparse, resumable, whole or not at all; needs no daemon
+    #[command(after_help = datapath::command::AFTER_HELP)]
+    Copy(CopyArgs),
     /// Move bytes; the agent starts such processes itself
     #[command(hide = true, subcommand)]
     Worker(WorkerCommand),
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Command::Join { url, token, dir, force } => join_fleet(&url, token, &dir.dir, force),
         Command::Run { dir } => run(&dir.dir),
         Command::Inventory { sysfs_root, json } => show_inventory(&sysfs_root, json),
+        Command::Copy(args) => return datapath::command::run(&args),
         Command::Worker(command) => return datapath::run(command),
     };
     match outcome {

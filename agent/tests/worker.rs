@@ -1,6 +1,6 @@
 //! Copies in worker processes: the agent's own program is started as one.
 
-use godwit_agent::datapath::worker::{CopyOrder, Worker};
+use godwit_agent::datapath::worker::{CopyOrder, Options, Worker};
 use godwit_agent::hypervisor::Cancel;
 use godwit_agent::storage::{Pool, StorageError};
 use godwit_protocol::error::ErrorKind;
@@ -128,6 +128,7 @@ fn a_worker_that_dies_or_does_not_start_is_an_error() {
         destination: folder.path().join("destination"),
         format: DiskFormat::Raw,
         size_bytes: None,
+        options: Options::default(),
     };
     for (program, word) in [("/bin/false", "died"), ("/nonexistent/agent", "no worker")] {
         let error = Worker::new(program.into()).copy(&order, &mut |_, _| {}, &Cancel::default()).unwrap_err();

@@ -30,6 +30,21 @@ pub(crate) struct Arguments {
     /// Write one JSON object a line to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Copy in this folder instead, such as nfs42-xfs=/mnt/share; may be repeated
+    #[arg(long, value_name = "NAME=FOLDER", value_parser = parse_place)]
+    at: Vec<(String, PathBuf)>,
+    /// Take programs from this folder, and neither install peers nor build: for machines that are not built on
+    #[arg(long, value_name = "FOLDER")]
+    programs: Option<PathBuf>,
+}
+
+fn parse_place(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+            Ok((name.to_owned(), folder.into()))
+        }
+        _ => Err("NAME=FOLDER, such as nfs42-xfs=/mnt/share".to_owned()),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -83,6 +98,22 @@ impl Effort {
 
 /// Installs the peers, builds the release profile, measures, prints.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
+    let programs = match &arguments.programs {
+        Some(folder) => folder.clone(),
+        None => build()?,
+    };
+    let effort = Effort { quick: arguments.quick };
+    let mut records = Vec::new();
+    let measured = measure(arguments, &programs, effort, &mut records);
+    // What was measured before a failure is worth keeping.
+    if let Some(path) = &arguments.json {
+        write(path, &records).map_err(BenchError::io(format!("cannot write {}", path.display())))?;
+    }
+    measured
+}
+
+/// Installs the peers and builds; the folder of the programs.
+fn build() -> Result<PathBuf, BenchError> {
     setup::run(&setup::Arguments { bench: true, ..setup::Arguments::default() })?;
     println!("bench: building in the release profile");
     let packages = ["godwit-agent", "godwit-coordinator", "godwit", "godwit-tests"];
@@ -92,21 +123,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
             .args(["build", "--release", "--bins", "--features=godwit-tests/oracle"])
             .args(packages),
     )?;
-    let programs = command::target_folder().join("release");
-
-    let effort = Effort { quick: arguments.quick };
-    let mut records = Vec::new();
-    let measured = measure(arguments.name, &programs, effort, &mut records);
-    // What was measured before a failure is worth keeping.
-    if let Some(path) = &arguments.json {
-        write(path, &records).map_err(BenchError::io(format!("cannot write {}", path.display())))?;
-    }
-    measured
+    Ok(command::target_folder().join("release"))
 }
 
-fn measure(name: Name, programs: &Path, effort: Effort, records: &mut Vec<Record>) -> Result<(), BenchError> {
+fn measure(
+    arguments: &Arguments,
+    programs: &Path,
+    effort: Effort,
+    records: &mut Vec<Record>,
+) -> Result<(), BenchError> {
+    let name = arguments.name;
     if matches!(name, Name::All | Name::Copy) {
-        let measured = copy::measure(programs, effort)?;
+        let measured = copy::measure(programs, effort, &arguments.at)?;
         print_table(&measured);
         records.extend(measured);
     }

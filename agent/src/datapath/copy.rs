@@ -1,163 +1,107 @@
-//! A copy of a disk or image: what is copied, by which method, and when the result may be seen. The destination
-//! appears under its name only when it is whole and on stable storage.
+//! A copy of a disk or image: what is copied, by which way, and when the result may be seen. The destination appears
+//! under its name only when it is whole and on stable storage.
 
-use super::reflink::reflink;
-use super::ring::{BLOCK_BYTES, CHUNK_BYTES, Chunk, TransferError, transfer};
-use crate::storage::dir::partial;
-use crate::storage::qcow2::{HEADER_BYTES, Header, HeaderError};
-use godwit_protocol::error::{ErrorKind, RequestError};
+mod error;
+mod grow;
+mod growing;
+mod order;
+mod passing;
+mod verify;
+
+pub use error::CopyError;
+pub use growing::journal;
+pub use order::{CopyOrder, CopyReport, Options, Phases};
+
+use super::choice::Method;
+use super::digests::{self, Digests, ZeroDigests};
+use super::image::{Image, ImageError, read_header};
+use super::journal::{Journal, Stamp, Subject};
+use super::kernel::{reflink, set_io_class};
+use error::io_error;
 use godwit_protocol::image::DiskFormat;
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, RenameFlags, fcntl, renameat2};
-use nix::unistd::{Whence, lseek};
-use serde::{Deserialize, Serialize};
+use growing::Growing;
+use passing::{Passing, Prepared};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-/// What to copy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CopyOrder {
-    /// A regular file; a symbolic link is refused.
-    pub source: PathBuf,
-    /// Must not be there.
-    pub destination: PathBuf,
-    /// How the bytes are to be read when the disk is to grow.
-    pub format: DiskFormat,
-    /// Size of the disk that a guest is to see, in bytes; none: as the source.
-    pub size_bytes: Option<u64>,
-}
+/// Access rights of a copy where none are named.
+const PRIVATE: u32 = 0o600;
 
-/// How the bytes came over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// Blocks are shared; nothing was read.
-    Reflink,
-    /// io_uring past the page cache.
-    Direct,
-    /// io_uring through the page cache.
-    Buffered,
-}
-
-impl Method {
-    /// Its name in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Reflink => "reflink",
-            Self::Direct => "direct",
-            Self::Buffered => "buffered",
-        }
-    }
-}
-
-/// What a copy was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyReport {
-    /// How.
-    pub method: Method,
-    /// Size of the source in bytes.
-    pub size_bytes: u64,
-    /// Data in it, without holes, in bytes; 0 for a reflink.
-    pub data_bytes: u64,
-}
-
-/// Why a copy was not made. Nothing of it is left then.
-#[derive(Debug, thiserror::Error)]
-pub enum CopyError {
-    /// The source is not there.
-    #[error("{0} is not there")]
-    NoSource(PathBuf),
-    /// The source is a link, a folder or a device.
-    #[error("{0} is not a regular file")]
-    NotRegular(PathBuf),
-    /// Its size or time of change moved during the copy.
-    #[error("{0} changed while it was copied")]
-    SourceChanged(PathBuf),
-    /// The source is no image of its format.
-    #[error("{path} cannot be a disk")]
-    Header {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: HeaderError,
-    },
-    /// The disk is to be smaller than what is on it.
-    #[error("a disk of {wanted_bytes} bytes is too small for an image of {have_bytes} bytes")]
-    TooSmall {
-        /// Asked for.
-        wanted_bytes: u64,
-        /// Size of the image as a guest sees it.
-        have_bytes: u64,
-    },
-    /// Something has the name already.
-    #[error("{0} is there already")]
-    DestinationExists(PathBuf),
-    /// There is no io_uring.
-    #[error("the kernel gives no io_uring (see the sysctl kernel.io_uring_disabled)")]
-    NoRing(#[source] io::Error),
-    /// `qemu-img` failed.
-    #[error("qemu-img cannot grow the disk: {0}")]
-    Grow(String),
-    /// The file system said no.
-    #[error("cannot {action} {path}")]
-    Io {
-        /// `read`, `write`, …
-        action: &'static str,
-        /// What.
-        path: PathBuf,
-        /// What it said.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl From<CopyError> for RequestError {
-    fn from(error: CopyError) -> Self {
-        let kind = match &error {
-            CopyError::NoSource(_) => ErrorKind::NotFound,
-            CopyError::NotRegular(_) | CopyError::Header { .. } | CopyError::TooSmall { .. } => {
-                ErrorKind::Invalid
-            }
-            CopyError::SourceChanged(_) | CopyError::DestinationExists(_) => ErrorKind::Conflict,
-            CopyError::Io { source, .. } if crate::storage::is_full(source) => ErrorKind::NoSpace,
-            CopyError::NoRing(_) | CopyError::Grow(_) | CopyError::Io { .. } => ErrorKind::Internal,
-        };
-        RequestError::new(kind, crate::hypervisor::chain(&error))
-    }
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CopyError {
-    let path = path.to_owned();
-    move |source| CopyError::Io { action, path, source }
-}
+/// A smaller copy has no journal: it is made anew before a journal is read.
+const WORTH_A_JOURNAL_BYTES: u64 = 16 << 20;
 
 /// Copies; `progress` is told the bytes done and in all, holes included, after each chunk.
 ///
 /// # Errors
 /// [`CopyError`].
-pub fn copy(order: &CopyOrder, progress: &mut dyn FnMut(u64, u64)) -> Result<CopyReport, CopyError> {
+pub fn copy(order: &CopyOrder, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<CopyReport, CopyError> {
+    let begun = Instant::now();
+    if let Some(class) = order.options.io_class {
+        set_io_class(class).map_err(io_error("set the I/O priority for", &order.source))?;
+    }
     let source = open_source(&order.source)?;
-    let before = source.metadata().map_err(io_error("look at", &order.source))?;
-    let grown = plan_growth(order, &source, before.len())?;
-    let growing = Growing::create(&order.destination)?;
-    let report = copy_bytes(order, &source, &growing, before.len(), progress)?;
-    let after = source.metadata().map_err(io_error("look at", &order.source))?;
-    let stamp = |metadata: &fs::Metadata| (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
-    if stamp(&before) != stamp(&after) {
+    let metadata = source.metadata().map_err(io_error("look at", &order.source))?;
+    let stamp = Stamp::of(&source).map_err(io_error("look at", &order.source))?;
+    let plan = Plan::new(order, &source, metadata.len())?;
+    let mode = order.options.mode.unwrap_or(PRIVATE);
+    let growing = Growing::claim(&order.destination, &metadata, order.options.overwrite, mode)?;
+    let copying = Copying { order, source: &source, stamp, plan: &plan, growing: &growing };
+    let mut made = match copying.make(begun, progress) {
+        Ok(made) => made,
+        Err(error) => {
+            if order.options.keep_partial && !order.options.no_resume && error.may_go_on() {
+                growing.keep();
+            }
+            return Err(error);
+        }
+    };
+    if Stamp::of(&source).map_err(io_error("look at", &order.source))? != stamp {
         return Err(CopyError::SourceChanged(order.source.clone()));
     }
-    growing.resize(before.len())?;
-    match (grown, order.format) {
-        (None, _) => {}
-        (Some(size_bytes), DiskFormat::Raw) => growing.resize(size_bytes)?,
-        (Some(size_bytes), DiskFormat::Qcow2) => grow_qcow2(&growing.path, size_bytes)?,
+    publish(order, growing, &mut made)?;
+    Ok(made.report)
+}
+
+/// What a copy is before it has its name.
+struct Made {
+    report: CopyReport,
+    journal: Option<Journal>,
+}
+
+/// Gives the copy its name, and the list of its digests the name beside it.
+fn publish(order: &CopyOrder, growing: Growing, made: &mut Made) -> Result<(), CopyError> {
+    let list = digests::beside(&order.destination);
+    let mut unfinished = list.clone().into_os_string();
+    unfinished.push(".partial");
+    let unfinished = Path::new(&unfinished);
+    let remove = |path: &Path| match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
+    };
+    if order.options.digests
+        && let Some(journal) = &made.journal
+    {
+        remove(unfinished)?;
+        let about = growing.file.metadata().map_err(io_error("look at", &growing.path))?;
+        let zeros = ZeroDigests::new(digests::DIGEST_CHUNK_BYTES);
+        let whole = digests::Whole { sha512: made.report.sha512.clone(), md5: made.report.md5.clone() };
+        let each = |offset: u64| {
+            let length = (about.len() - offset).min(digests::DIGEST_CHUNK_BYTES as u64) as usize;
+            verify::noted(journal, &zeros, offset, length)
+        };
+        let root = digests::write(unfinished, &about, &whole, each).map_err(io_error("write", unfinished))?;
+        made.report.digests_root = Some(root);
     }
-    growing.finish(&order.destination)?;
-    Ok(report)
+    // A list about what was there before must not outlive it.
+    remove(&list)?;
+    growing.publish().inspect_err(|_| drop(fs::remove_file(unfinished)))?;
+    if order.options.digests {
+        fs::rename(unfinished, &list).map_err(io_error("rename", unfinished))?;
+    }
+    Ok(())
 }
 
 fn open_source(path: &Path) -> Result<File, CopyError> {
@@ -168,7 +112,7 @@ fn open_source(path: &Path) -> Result<File, CopyError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(CopyError::NoSource(path.to_owned()));
         }
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => {
             return Err(CopyError::NotRegular(path.to_owned()));
         }
         Err(error) => return Err(io_error("open", path)(error)),
@@ -179,19 +123,101 @@ fn open_source(path: &Path) -> Result<File, CopyError> {
     }
 }
 
+/// How the disk changes on its way.
+struct Plan {
+    /// The image to read from, when its bytes are not copied as they are.
+    image: Option<Image>,
+    /// The destination is a new image.
+    makes_image: bool,
+    /// Bytes of the source: of its file, or of its disk when the format changes.
+    source_bytes: u64,
+    /// Bytes of the disk that is written.
+    disk_bytes: u64,
+    /// An image whose bytes are copied as they are grows afterwards, to this many bytes.
+    grows_to: Option<u64>,
+    /// What the source should be, if that is known.
+    expected: Option<Digests>,
+}
+
+impl Plan {
+    fn new(order: &CopyOrder, source: &File, file_bytes: u64) -> Result<Self, CopyError> {
+        let options = &order.options;
+        let to = options.to.unwrap_or(order.format);
+        // An image whose disk is wanted, or that becomes another format.
+        let converts = options.to.is_some_and(|to| to != order.format);
+        let image = match (converts, order.format) {
+            (true, DiskFormat::Qcow2) => Some(Image::open(source).map_err(|error| explain(order, error))?),
+            _ => None,
+        };
+        let source_bytes = image.as_ref().map_or(file_bytes, Image::size_bytes);
+        let grown = plan_growth(order, source, source_bytes, converts)?;
+        let as_it_is = !converts && to == DiskFormat::Qcow2;
+        let expected = match (&options.expect, converts) {
+            (Some(path), false) => Some(expect(path, file_bytes)?),
+            (Some(_), true) => {
+                let why = "digests are of a file's bytes: they cannot be expected of a disk that changes its format";
+                return Err(CopyError::Contradiction(why));
+            }
+            (None, false) => Digests::of_file(&order.source, source),
+            (None, true) => None,
+        };
+        if options.digests && (to == DiskFormat::Qcow2 && (converts || grown.is_some())) {
+            let why = "the digests of a new or grown qcow2 image are not known while its bytes pass; leave them out";
+            return Err(CopyError::Contradiction(why));
+        }
+        if options.verify && as_it_is && grown.is_some() {
+            let why = "a qcow2 image that grows changes its own bytes, so that it cannot be verified";
+            return Err(CopyError::Contradiction(why));
+        }
+        Ok(Self {
+            image,
+            makes_image: converts && to == DiskFormat::Qcow2,
+            source_bytes,
+            disk_bytes: if as_it_is { source_bytes } else { grown.unwrap_or(source_bytes) },
+            grows_to: grown.filter(|_| as_it_is),
+            expected,
+        })
+    }
+
+    /// Whether the destination's file is to hold the source's bytes as they are.
+    fn is_plain(&self) -> bool {
+        self.image.is_none() && !self.makes_image
+    }
+
+    fn conversion(&self) -> String {
+        format!("{} to {} of {}", self.image.is_some(), self.makes_image, self.disk_bytes)
+    }
+}
+
+fn explain(order: &CopyOrder, error: ImageError) -> CopyError {
+    match error {
+        ImageError::Header(source) => CopyError::Header { path: order.source.clone(), source },
+        ImageError::Tables(source) => io_error("read the tables of", &order.source)(source),
+    }
+}
+
+fn expect(path: &Path, file_bytes: u64) -> Result<Digests, CopyError> {
+    let wrong = |source| CopyError::Expect { path: path.to_owned(), source };
+    let digests = Digests::open(path).map_err(wrong)?;
+    match digests.head.size_bytes {
+        theirs if theirs == file_bytes => Ok(digests),
+        theirs => Err(wrong(digests::DigestsError::Size { theirs, ours: file_bytes })),
+    }
+}
+
 /// The size to grow to, where that is more than the source has; the source's head is checked on the way.
-fn plan_growth(order: &CopyOrder, source: &File, length: u64) -> Result<Option<u64>, CopyError> {
+fn plan_growth(
+    order: &CopyOrder,
+    source: &File,
+    source_bytes: u64,
+    converts: bool,
+) -> Result<Option<u64>, CopyError> {
     let Some(wanted_bytes) = order.size_bytes else { return Ok(None) };
     let have_bytes = match order.format {
-        DiskFormat::Raw => length,
-        DiskFormat::Qcow2 => {
-            let mut head = Vec::with_capacity(HEADER_BYTES);
-            let mut reader = source.take(HEADER_BYTES as u64);
-            reader.read_to_end(&mut head).map_err(io_error("read", &order.source))?;
-            let header = Header::parse(&head)
-                .map_err(|source| CopyError::Header { path: order.source.clone(), source })?;
-            header.virtual_size_bytes
+        DiskFormat::Qcow2 if !converts => {
+            read_header(source).map_err(|error| explain(order, error))?.virtual_size_bytes
         }
+        _ => source_bytes,
     };
     if wanted_bytes < have_bytes {
         return Err(CopyError::TooSmall { wanted_bytes, have_bytes });
@@ -199,209 +225,153 @@ fn plan_growth(order: &CopyOrder, source: &File, length: u64) -> Result<Option<u
     Ok((wanted_bytes > have_bytes).then_some(wanted_bytes))
 }
 
-fn copy_bytes(
-    order: &CopyOrder,
-    source: &File,
-    growing: &Growing,
-    size_bytes: u64,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<CopyReport, CopyError> {
-    if reflink(source, &growing.file).map_err(io_error("clone", &order.source))? {
-        progress(size_bytes, size_bytes);
-        return Ok(CopyReport { method: Method::Reflink, size_bytes, data_bytes: 0 });
-    }
-    let explain = |error| match error {
-        TransferError::Setup(source) => CopyError::NoRing(source),
-        TransferError::Read(source) => io_error("read", &order.source)(source),
-        TransferError::SourceShrank => CopyError::SourceChanged(order.source.clone()),
-        TransferError::Write(source) => io_error("write", &growing.path)(source),
-    };
-    let direct = set_direct(source, true) && set_direct(&growing.file, true);
-    let mut method = if direct { Method::Direct } else { Method::Buffered };
-    let mut sent = send(source, growing, size_bytes, method, progress);
-    if let Err(TransferError::Read(error) | TransferError::Write(error)) = &sent
-        && direct
-        && error.raw_os_error() == Some(libc::EINVAL)
-    {
-        // The flag was taken, but not our alignment.
-        method = Method::Buffered;
-        sent = send(source, growing, size_bytes, method, progress);
-    }
-    set_direct(&growing.file, false);
-    let data_bytes = sent.map_err(explain)?;
-    Ok(CopyReport { method, size_bytes, data_bytes })
+/// A copy under way.
+struct Copying<'a> {
+    order: &'a CopyOrder,
+    source: &'a File,
+    stamp: Stamp,
+    plan: &'a Plan,
+    growing: &'a Growing,
 }
 
-/// One pass over the source's data; how many bytes that was.
-fn send(
-    source: &File,
-    growing: &Growing,
-    size_bytes: u64,
-    method: Method,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<u64, TransferError> {
-    if method == Method::Buffered {
-        set_direct(source, false);
-        set_direct(&growing.file, false);
-    }
-    let chunks = Chunks::new(source, size_bytes);
-    let reader = source.try_clone().map_err(TransferError::Read)?;
-    let writer = growing.file.try_clone().map_err(TransferError::Write)?;
-    let mut data_bytes = 0;
-    let holes = std::cell::Cell::new(0);
-    let chunks = chunks.map(|piece| {
-        piece.map(|(chunk, hole)| {
-            holes.set(holes.get() + hole);
-            chunk
-        })
-    });
-    transfer(reader, writer, size_bytes, method == Method::Direct, chunks, |length| {
-        data_bytes += length;
-        progress((data_bytes + holes.get()).min(size_bytes), size_bytes);
-    })?;
-    Ok(data_bytes)
-}
-
-/// Whether the file now bypasses the page cache as wanted.
-fn set_direct(file: &File, direct: bool) -> bool {
-    let Ok(flags) = fcntl(file, FcntlArg::F_GETFL) else { return false };
-    let mut flags = OFlag::from_bits_retain(flags);
-    flags.set(OFlag::O_DIRECT, direct);
-    fcntl(file, FcntlArg::F_SETFL(flags)).is_ok()
-}
-
-/// The data of a file in chunks, each with the length of the hole before it. Found as it goes: a list of all
-/// extents of a fragmented terabyte would be large, and its front would be copied late.
-struct Chunks<'a> {
-    file: &'a File,
-    position: u64,
-    data_end: u64,
-    size_bytes: u64,
-}
-
-impl<'a> Chunks<'a> {
-    fn new(file: &'a File, size_bytes: u64) -> Self {
-        Self { file, position: 0, data_end: 0, size_bytes }
-    }
-
-    /// Moves to the next data; the length of the hole before it, none at the end of the file.
-    fn find_data(&mut self) -> io::Result<Option<u64>> {
-        let block = BLOCK_BYTES as u64;
-        let start = match lseek(self.file, self.position as i64, Whence::SeekData) {
-            Ok(start) => (start as u64 / block * block).max(self.position),
-            Err(Errno::ENXIO) => return Ok(None),
-            // The file system keeps no account of holes: all of it is data.
-            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => self.position,
-            Err(error) => return Err(error.into()),
+impl Copying<'_> {
+    /// Makes the copy and brings it to stable storage, all but its name.
+    fn make(&self, begun: Instant, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<Made, CopyError> {
+        let mut phases = Phases { prepare_ms: millis(begun), ..Phases::default() };
+        let transfer = Instant::now();
+        let mut made = match self.clone_blocks()? {
+            true => self.look_at_clone(progress)?,
+            false => self.pass_bytes(progress)?,
         };
-        if start >= self.size_bytes {
-            return Ok(None);
+        phases.transfer_ms = millis(transfer);
+        if let Some(size_bytes) = self.plan.grows_to {
+            grow::grow_qcow2(&self.growing.path, size_bytes)?;
         }
-        self.data_end = match lseek(self.file, start as i64, Whence::SeekHole) {
-            Ok(end) => (end as u64).next_multiple_of(block).min(self.size_bytes),
-            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => self.size_bytes,
-            // It was cut off since; the reads will say so.
-            Err(Errno::ENXIO) => self.size_bytes,
-            Err(error) => return Err(error.into()),
+        let sync = Instant::now();
+        self.growing.sync()?;
+        phases.sync_ms = millis(sync);
+        if self.order.options.verify {
+            let verify = Instant::now();
+            self.verify(&made, progress)?;
+            made.report.verified = true;
+            phases.verify_ms = millis(verify);
+        }
+        made.report.phases = phases;
+        Ok(made)
+    }
+
+    /// Whether the blocks are now shared.
+    fn clone_blocks(&self) -> Result<bool, CopyError> {
+        let forced = self.order.options.method;
+        let no = |why| match forced {
+            Some(Method::Reflink) => {
+                let (method, path) = (Method::Reflink, self.order.source.clone());
+                Err(CopyError::Method { method, path, why })
+            }
+            _ => Ok(false),
         };
-        let hole = start - self.position;
-        self.position = start;
-        Ok(Some(hole))
-    }
-}
-
-impl Iterator for Chunks<'_> {
-    type Item = io::Result<(Chunk, u64)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut hole = 0;
-        if self.position >= self.data_end {
-            match self.find_data() {
-                Ok(Some(before)) => hole = before,
-                Ok(None) => return None,
-                Err(error) => return Some(Err(error)),
+        if !self.plan.is_plain() {
+            return no("the bytes change with the format");
+        }
+        if forced.is_some_and(|method| method != Method::Reflink) {
+            return Ok(false);
+        }
+        let cloned = reflink(self.source, &self.growing.file);
+        match cloned.map_err(io_error("clone", &self.order.source))? {
+            true => {
+                self.growing.resize(self.plan.disk_bytes)?;
+                Ok(true)
             }
+            false => no("the file system, or this pair of files, shares no blocks"),
         }
-        let length = (self.data_end - self.position).min(CHUNK_BYTES as u64) as usize;
-        let chunk = Chunk { offset: self.position, length };
-        self.position += length as u64;
-        Some(Ok((chunk, hole)))
+    }
+
+    /// A clone has passed no bytes: what is asked about them is read from it.
+    fn look_at_clone(&self, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<Made, CopyError> {
+        let options = &self.order.options;
+        let mut report = self.report(Method::Reflink, "the blocks are shared".to_owned());
+        let mut journal = None;
+        if options.digests || options.verify || !options.checksums.is_empty() || options.expect.is_some() {
+            let (looked, noted) = Passing::new(self, Prepared::reading_only(self)?).run(progress)?;
+            report = CopyReport {
+                method: Method::Reflink,
+                reason: "the blocks are shared; their bytes were only read".to_owned(),
+                written_bytes: 0,
+                ..looked
+            };
+            journal = noted;
+        }
+        progress(self.plan.disk_bytes, self.plan.disk_bytes);
+        Ok(Made { report, journal })
+    }
+
+    fn pass_bytes(&self, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<Made, CopyError> {
+        let (report, journal) = Passing::new(self, Prepared::new(self)?).run(progress)?;
+        if self.plan.is_plain() || !self.plan.makes_image {
+            // Whole blocks were written.
+            self.growing.resize(self.plan.disk_bytes)?;
+        }
+        Ok(Made { report, journal })
+    }
+
+    fn verify(&self, made: &Made, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<(), CopyError> {
+        let Some(journal) = &made.journal else { return Ok(()) };
+        let path = &self.order.destination;
+        // What the page cache holds is what was written, whatever the disk has.
+        passing::forget(&self.growing.file);
+        let image = match self.plan.makes_image {
+            true => Some(Image::reopen(&self.growing.file).map_err(io_error("read", path))?),
+            false => None,
+        };
+        let about = (journal, self.plan.disk_bytes, digests::DIGEST_CHUNK_BYTES);
+        let direct = image.is_none() && passing::set_direct(&self.growing.file, true);
+        let verified = verify::verify((&self.growing.file, path), image.as_ref(), about, progress);
+        if direct {
+            passing::set_direct(&self.growing.file, false);
+        }
+        verified
+    }
+
+    fn report(&self, method: Method, reason: String) -> CopyReport {
+        CopyReport {
+            method,
+            reason,
+            depth: 0,
+            direct: (false, false),
+            size_bytes: self.plan.source_bytes,
+            data_bytes: 0,
+            written_bytes: 0,
+            resumed_bytes: 0,
+            checked: false,
+            verified: false,
+            digests_root: None,
+            sha512: None,
+            md5: None,
+            phases: Phases::default(),
+        }
+    }
+
+    /// Whether a record is made of each chunk.
+    fn wants_journal(&self) -> bool {
+        let options = &self.order.options;
+        self.notes_digests() || (!options.no_resume && self.plan.disk_bytes >= WORTH_A_JOURNAL_BYTES)
+    }
+
+    /// Whether the record holds the chunk's digest.
+    fn notes_digests(&self) -> bool {
+        self.order.options.digests || self.order.options.verify
+    }
+
+    fn subject(&self, chunk_bytes: usize) -> Result<Subject, CopyError> {
+        let target = self.growing.file.metadata().map_err(io_error("look at", &self.growing.path))?;
+        let conversion = self.plan.conversion();
+        Ok(Subject::new(self.stamp, target.ino(), conversion, chunk_bytes, self.notes_digests()))
     }
 }
 
-/// A file that grows under a name of its own and vanishes unless it is finished.
-struct Growing {
-    file: File,
-    path: PathBuf,
-    finished: bool,
-}
-
-impl Growing {
-    fn create(destination: &Path) -> Result<Self, CopyError> {
-        if fs::symlink_metadata(destination).is_ok() {
-            return Err(CopyError::DestinationExists(destination.to_owned()));
-        }
-        let path = partial(destination);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error("remove", &path)(error));
-            }
-            _ => {}
-        }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(&path).map_err(io_error("create", &path))?;
-        Ok(Self { file, path, finished: false })
-    }
-
-    fn resize(&self, size_bytes: u64) -> Result<(), CopyError> {
-        self.file.set_len(size_bytes).map_err(io_error("resize", &self.path))
-    }
-
-    fn finish(mut self, destination: &Path) -> Result<(), CopyError> {
-        self.file.sync_all().map_err(io_error("sync", &self.path))?;
-        match renameat2(AT_FDCWD, &self.path, AT_FDCWD, destination, RenameFlags::RENAME_NOREPLACE) {
-            Err(Errno::EEXIST) => return Err(CopyError::DestinationExists(destination.to_owned())),
-            // NFS knows no such rename; the name was free when we began.
-            Err(Errno::EINVAL | Errno::ENOSYS) => {
-                fs::rename(&self.path, destination).map_err(io_error("rename", &self.path))?;
-            }
-            answer => answer.map_err(|error| io_error("rename", &self.path)(error.into()))?,
-        }
-        self.finished = true;
-        let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync", folder))
-    }
-}
-
-impl Drop for Growing {
-    fn drop(&mut self) {
-        if !self.finished {
-            // An error is on its way already; what stays is removed by the next attempt.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// What runs `qemu-img` on a file that a user made: it dies with us, and gets at most 30 s of CPU and 2 GiB of
-/// address space.
-const CONFINED: [&str; 6] =
-    ["setpriv", "--pdeathsig=KILL", "prlimit", "--cpu=30", "--as=2147483648", "qemu-img"];
-
-fn grow_qcow2(path: &Path, size_bytes: u64) -> Result<(), CopyError> {
-    let output = Command::new(CONFINED[0])
-        .args(&CONFINED[1..])
-        .args(["resize", "-q", "-f", "qcow2"])
-        .arg(path)
-        .arg(size_bytes.to_string())
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| CopyError::Grow(format!("it does not start, install qemu-utils: {error}")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(CopyError::Grow(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+fn millis(since: Instant) -> u64 {
+    let elapsed: Duration = since.elapsed();
+    elapsed.as_millis() as u64
 }
 
 #[cfg(test)]

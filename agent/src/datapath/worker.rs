@@ -3,22 +3,26 @@
 //! A copy runs in a process of its own so that a dead mount can hold that process and never the agent. A worker
 //! dies with the agent: an orphan would go on writing to a disk whose fate somebody else decides by then.
 
-use super::copy::{self, CopyReport};
+use super::command::CopyArgs;
+use super::copy::{self, CopyReport, journal};
+use super::stalls::Stalls;
 use crate::hypervisor::Cancel;
+use crate::storage::dir::partial;
 use godwit_protocol::error::{ErrorKind, RequestError};
-use godwit_protocol::image::DiskFormat;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-pub use super::copy::CopyOrder;
+pub use super::copy::{CopyOrder, Options};
 
 /// Least time between two reports of progress.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
@@ -49,37 +53,17 @@ enum Line {
 
 /// `worker copy SRC DST`.
 #[derive(Clone, Debug, clap::Args)]
-pub struct CopyArgs {
-    /// Regular file to copy
-    source: PathBuf,
-    /// New file; it appears when the copy is whole
-    destination: PathBuf,
-    /// Grow the disk to this many bytes
-    #[arg(long, value_name = "BYTES")]
-    size: Option<u64>,
-    /// How the disk's bytes are to be read when it grows
-    #[arg(long, default_value = "raw", value_parser = parse_format)]
-    format: DiskFormat,
-    /// Write progress and result as JSON lines to this file descriptor
-    #[arg(long, value_name = "FD")]
-    progress_fd: Option<u32>,
+pub struct WorkerArgs {
+    #[command(flatten)]
+    copy: CopyArgs,
     /// Die with this process, which started the worker
     #[arg(long, value_name = "PID")]
     parent: Option<u32>,
-    /// Print the result as JSON
-    #[arg(long)]
-    json: bool,
 }
 
-fn parse_format(text: &str) -> Result<DiskFormat, String> {
-    [DiskFormat::Raw, DiskFormat::Qcow2]
-        .into_iter()
-        .find(|format| format.as_str() == text)
-        .ok_or_else(|| "neither raw nor qcow2".to_owned())
-}
-
-/// The worker's side of a copy. 0 when it was made.
-pub(super) fn run_copy(args: &CopyArgs) -> ExitCode {
+/// The worker's side of a copy. 0 when it was made. Unlike the command it never replaces a file, and leaves nothing
+/// when it fails: the agent asks again for all of it.
+pub(super) fn run_copy(args: &WorkerArgs) -> ExitCode {
     if let Some(parent) = args.parent {
         let bound = set_pdeathsig(Signal::SIGKILL).is_ok();
         if !bound || std::os::unix::process::parent_id() != parent {
@@ -87,48 +71,55 @@ pub(super) fn run_copy(args: &CopyArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let mut reporter = match Reporter::open(args.progress_fd) {
+    let copy = &args.copy;
+    let mut reporter = match Reporter::open(copy.progress_fd) {
         Ok(reporter) => reporter,
         Err(error) => {
             eprintln!("the descriptor of --progress-fd cannot be written: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let order = CopyOrder {
-        source: args.source.clone(),
-        destination: args.destination.clone(),
-        format: args.format,
-        size_bytes: args.size,
-    };
+    let mut order = copy.order();
+    order.options.overwrite = false;
+    order.options.keep_partial = false;
+    order.options.mode = None;
     let outcome = copy::copy(&order, &mut |done, total| reporter.progress(done, total));
     let outcome = outcome.map_err(RequestError::from);
     match &outcome {
-        Ok(report) if args.json => println!("{}", serde_json::json!(report)),
-        Err(error) if args.progress_fd.is_none() => eprintln!("{error}"),
+        Ok(report) if copy.json => println!("{}", serde_json::json!(report)),
+        Err(error) if copy.progress_fd.is_none() => eprintln!("{error}"),
         _ => {}
     }
     let made = outcome.is_ok();
-    reporter.write(&Line::Finished(outcome));
+    reporter.finish(outcome);
     if made { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-struct Reporter {
+/// Writes lines for whoever started the process.
+pub(super) struct Reporter {
     pipe: Option<File>,
     last: Option<Instant>,
 }
 
 impl Reporter {
-    fn open(descriptor: Option<u32>) -> io::Result<Self> {
+    /// To that descriptor; none: nothing is written.
+    pub(super) fn open(descriptor: Option<u32>) -> io::Result<Self> {
         // Opened anew, not taken over: at its end, where it is a file.
         let open = |number| OpenOptions::new().append(true).open(format!("/proc/self/fd/{number}"));
         Ok(Self { pipe: descriptor.map(open).transpose()?, last: None })
     }
 
-    fn progress(&mut self, done_bytes: u64, total_bytes: u64) {
+    /// Tells how far it is, if that was not told just now.
+    pub(super) fn progress(&mut self, done_bytes: u64, total_bytes: u64) {
         if self.last.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
             self.last = Some(Instant::now());
             self.write(&Line::Progress { done_bytes, total_bytes });
         }
+    }
+
+    /// Tells the end.
+    pub(super) fn finish(&mut self, outcome: Result<CopyReport, RequestError>) {
+        self.write(&Line::Finished(outcome));
     }
 
     fn write(&mut self, line: &Line) {
@@ -145,23 +136,36 @@ impl Reporter {
 #[derive(Clone, Debug)]
 pub struct Worker {
     program: PathBuf,
+    stalls: Stalls,
+    known: Option<PathBuf>,
 }
 
 impl Default for Worker {
     /// The running program itself, even after its file was replaced by an upgrade.
     fn default() -> Self {
-        Self { program: "/proc/self/exe".into() }
+        Self::new("/proc/self/exe".into())
     }
 }
 
 impl Worker {
     /// Workers of that program, which must know `worker copy`.
     pub fn new(program: PathBuf) -> Self {
-        Self { program }
+        Self { program, stalls: Stalls::unregistered(), known: None }
+    }
+
+    /// Counts stalled copies in `stalls`.
+    pub fn with_stalls(self, stalls: Stalls) -> Self {
+        Self { stalls, ..self }
+    }
+
+    /// Remembers in `file` what probes of mounts found.
+    pub fn with_known(self, file: PathBuf) -> Self {
+        Self { known: Some(file), ..self }
     }
 
     /// Copies in a worker and waits for it. Cancelled, killed or failed: nothing appears at the destination, though
-    /// a killed worker can leave its `.partial`.
+    /// a killed worker can leave its `.partial`. A worker that a dead mount holds is left behind when it is cancelled,
+    /// and what it leaves is removed when the mount lets it go.
     ///
     /// # Errors
     /// The worker's own; [`ErrorKind::Cancelled`]; [`ErrorKind::Internal`] when it does not start or dies.
@@ -172,24 +176,22 @@ impl Worker {
         cancel: &Cancel,
     ) -> Result<CopyReport, RequestError> {
         let mut command = Command::new(&self.program);
-        command.args(["worker", "copy"]).arg(&order.source).arg(&order.destination);
-        command.args(["--format", order.format.as_str()]);
-        if let Some(size) = order.size_bytes {
-            command.arg("--size").arg(size.to_string());
-        }
+        command.args(["worker", "copy"]).args(self.arguments(order));
         command.args(["--progress-fd", "1", "--parent"]).arg(std::process::id().to_string());
+        command.arg("--").arg(&order.source).arg(&order.destination);
         let internal =
             |error| RequestError::new(ErrorKind::Internal, format!("no worker for a copy: {error}"));
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(internal)?;
         let Some(pipe) = child.stdout.take() else {
             return Err(internal(io::ErrorKind::BrokenPipe.into()));
         };
-        let outcome = listen(pipe, progress, cancel);
-        if outcome.is_none() && cancel.is_cancelled() {
+        let outcome = self.listen(pipe, order, progress, cancel);
+        let cancelled = outcome.is_none() && cancel.is_cancelled();
+        if cancelled {
             // It fails only when the worker is gone already.
             let _ = child.kill();
         }
-        let status = reap(child);
+        let status = reap(child, cancelled.then(|| order.clone()));
         outcome.unwrap_or_else(|| {
             Err(match cancel.is_cancelled() {
                 true => RequestError::new(ErrorKind::Cancelled, "the copy was cancelled"),
@@ -197,48 +199,117 @@ impl Worker {
             })
         })
     }
-}
 
-/// Reads a worker's lines to its result; none when it is cancelled or ends without one.
-fn listen(
-    mut pipe: ChildStdout,
-    progress: &mut dyn FnMut(u64, u64),
-    cancel: &Cancel,
-) -> Option<Result<CopyReport, RequestError>> {
-    let mut pending = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        if cancel.is_cancelled() {
-            return None;
+    /// An order as arguments of a worker.
+    fn arguments(&self, order: &CopyOrder) -> Vec<OsString> {
+        let options = &order.options;
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut value = |name: &str, value: Option<OsString>| {
+            if let Some(value) = value {
+                arguments.extend([name.into(), value]);
+            }
+        };
+        let number = |number: Option<u64>| number.map(|number| number.to_string().into());
+        value("--from", Some(order.format.as_str().into()));
+        value("--to", options.to.map(|to| to.as_str().into()));
+        value("--size", number(order.size_bytes));
+        value("--method", options.method.map(|method| method.as_str().into()));
+        value("--expect", options.expect.clone().map(Into::into));
+        value("--bandwidth", number(options.bandwidth_bytes));
+        value("--probes", options.known.clone().or_else(|| self.known.clone()).map(Into::into));
+        for checksum in &options.checksums {
+            value("--checksum", Some(checksum.as_str().into()));
         }
-        let mut ready = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut ready, PollTimeout::from(LOOK_EVERY_MS)) {
-            Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
-            Ok(_) => {}
-            Err(_) => return None,
-        }
-        match pipe.read(&mut buffer) {
-            Ok(0) => return None,
-            Ok(length) => pending.extend_from_slice(&buffer[..length]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return None,
-        }
-        while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = pending.drain(..=end).collect();
-            match serde_json::from_slice(&line) {
-                Ok(Line::Progress { done_bytes, total_bytes }) => progress(done_bytes, total_bytes),
-                Ok(Line::Finished(outcome)) => return Some(outcome),
-                Err(_) => return None,
+        value("--io-class", options.io_class.map(|class| class.as_str().into()));
+        for (flag, wanted) in [
+            ("--verify", options.verify),
+            ("--digests", options.digests),
+            ("--polite", options.polite),
+            ("--no-resume", options.no_resume),
+        ] {
+            if wanted {
+                arguments.push(flag.into());
             }
         }
-        if pending.len() > MAX_LINE_BYTES {
-            return None;
+        arguments
+    }
+
+    /// Reads a worker's lines to its result; none when it is cancelled or ends without one.
+    fn listen(
+        &self,
+        pipe: ChildStdout,
+        order: &CopyOrder,
+        progress: &mut dyn FnMut(u64, u64),
+        cancel: &Cancel,
+    ) -> Option<Result<CopyReport, RequestError>> {
+        let mut watch = self.stalls.watch(&order.destination, Instant::now());
+        let mut lines = Lines { pipe, pending: Vec::new() };
+        loop {
+            if cancel.is_cancelled() {
+                return None;
+            }
+            match lines.next() {
+                Next::Nothing => {
+                    watch.look(Instant::now());
+                }
+                Next::Line(line) => {
+                    watch.hear(Instant::now());
+                    match line {
+                        Line::Progress { done_bytes, total_bytes } => progress(done_bytes, total_bytes),
+                        Line::Finished(outcome) => return Some(outcome),
+                    }
+                }
+                Next::End => return None,
+            }
         }
     }
 }
 
-/// Waits for a worker's end and says how it was.
-fn reap(mut child: Child) -> String {
+/// A worker's lines.
+struct Lines {
+    pipe: ChildStdout,
+    pending: Vec<u8>,
+}
+
+/// What comes next of them.
+enum Next {
+    /// Nothing for now.
+    Nothing,
+    Line(Line),
+    /// The worker is gone, or is none.
+    End,
+}
+
+impl Lines {
+    fn next(&mut self) -> Next {
+        loop {
+            if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_or(Next::End, Next::Line);
+            }
+            if self.pending.len() > MAX_LINE_BYTES {
+                return Next::End;
+            }
+            let mut ready = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut ready, PollTimeout::from(LOOK_EVERY_MS)) {
+                Ok(0) | Err(nix::errno::Errno::EINTR) => return Next::Nothing,
+                Ok(_) => {}
+                Err(_) => return Next::End,
+            }
+            let mut buffer = [0; 4096];
+            match self.pipe.read(&mut buffer) {
+                Ok(0) => return Next::End,
+                Ok(length) => self.pending.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Next::End,
+            }
+        }
+    }
+}
+
+/// Waits for a worker's end and says how it was. `cancelled`: what it was at; one that hangs in the kernel is waited
+/// for by a thread, which then removes what it left.
+fn reap(mut child: Child, cancelled: Option<CopyOrder>) -> String {
     let deadline = Instant::now() + REAP_WITHIN;
     loop {
         match child.try_wait() {
@@ -247,10 +318,38 @@ fn reap(mut child: Child) -> String {
             Ok(None) => {
                 let waiting = std::thread::Builder::new().name("reaper".to_owned());
                 // Without a thread the zombie stays until the agent ends, which is the smaller harm.
-                let _ = waiting.spawn(move || child.wait());
+                let _ = waiting.spawn(move || {
+                    let ended = child.wait();
+                    if let (Some(order), Ok(_)) = (cancelled, ended) {
+                        discard(&order);
+                    }
+                });
                 return "it hangs in the kernel, as on a dead mount".to_owned();
             }
             Err(error) => return error.to_string(),
         }
+    }
+}
+
+/// Removes what an abandoned worker left of a copy that was never asked for again. A copy that began since holds the
+/// lock of the growing file, and keeps it.
+fn discard(order: &CopyOrder) {
+    let growing = partial(&order.destination);
+    let Ok(file) = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&growing) else {
+        return;
+    };
+    if file.try_lock().is_err() {
+        return;
+    }
+    let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    let ours = file.metadata();
+    let named = fs::symlink_metadata(&growing);
+    if let (Ok(ours), Ok(named)) = (ours, named)
+        && same(&ours, &named)
+    {
+        // Whoever looks next finds what is left, and begins anew.
+        let _ = fs::remove_file(journal(&order.destination));
+        let _ = fs::remove_file(&growing);
+        tracing::info!(destination = ?order.destination, "what an abandoned copy left is removed");
     }
 }

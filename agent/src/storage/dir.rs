@@ -2,8 +2,9 @@
 
 use super::{Gate, StorageError};
 use crate::config_drive;
-use crate::datapath::copy::CopyReport;
-use crate::datapath::worker::{CopyOrder, Worker};
+use crate::datapath::Stalls;
+use crate::datapath::copy::{CopyReport, journal};
+use crate::datapath::worker::{CopyOrder, Options, Worker};
 use crate::hypervisor::Cancel;
 use godwit_protocol::error::ErrorKind;
 use godwit_protocol::host::PoolReport;
@@ -55,10 +56,11 @@ impl InstancePaths {
     }
 
     /// Every name that may be in the folder.
-    fn all(&self) -> [PathBuf; 5] {
+    fn all(&self) -> [PathBuf; 6] {
         [
             self.disk.clone(),
             partial(&self.disk),
+            journal(&self.disk),
             self.config_drive.clone(),
             partial(&self.config_drive),
             self.console.clone(),
@@ -95,12 +97,12 @@ impl Pool {
             registry.register(Box::new(counter.clone()))?;
             Ok::<_, prometheus::Error>(counter)
         };
-        let copies = "Disks copied, by method (reflink, direct, buffered).";
+        let copies = "Disks copied, by method (reflink, server_side, io_uring, threads).";
         let bytes = "Bytes of data that disk copies wrote, holes and shared blocks not counted, by method.";
         Ok(Self {
             path,
             gate: Gate::default(),
-            worker: Worker::default(),
+            worker: Worker::default().with_stalls(Stalls::new(registry)?),
             copies: by_method("godwit_disk_copies_total", copies)?,
             copied_bytes: by_method("godwit_disk_copy_bytes_total", bytes)?,
         })
@@ -109,6 +111,11 @@ impl Pool {
     /// The same pool with another program as its worker.
     pub fn with_worker(self, worker: Worker) -> Self {
         Self { worker, ..self }
+    }
+
+    /// The same pool, whose workers remember in `file` what probes of mounts found.
+    pub fn with_known(self, file: PathBuf) -> Self {
+        Self { worker: self.worker.with_known(file), ..self }
     }
 
     /// The folder.
@@ -188,6 +195,7 @@ impl Pool {
                 destination: paths.disk.clone(),
                 format,
                 size_bytes: Some(request.size_bytes),
+                options: Options::default(),
             };
             let mut report = |done_bytes, total_bytes| progress(Progress::Copy { done_bytes, total_bytes });
             self.worker.copy(&order, &mut report, cancel).map_err(|error| self.explain(error, request))
@@ -311,6 +319,7 @@ fn create_folder(folder: &Path) -> Result<(), StorageError> {
 
 /// Removes what an attempt left; a folder that holds more stays.
 fn abandon_disk(paths: &InstancePaths, cancelled: bool) -> Result<(), StorageError> {
+    remove_file(&journal(&paths.disk))?;
     remove_file(&partial(&paths.disk))?;
     if cancelled {
         // The worker may have finished just as it was given up; there was no disk before.

@@ -11,6 +11,8 @@ pub struct Header {
     pub version: u32,
     /// Size of the disk that a guest sees, in bytes.
     pub virtual_size_bytes: u64,
+    /// The unit in which its data lies, in bytes.
+    pub cluster_bytes: u64,
 }
 
 /// Why a file is not taken for a qcow2 disk.
@@ -37,6 +39,12 @@ pub enum HeaderError {
     /// A figure is outside what QEMU takes.
     #[error("the image's header contradicts itself")]
     Nonsense,
+    /// It uses what we cannot read.
+    #[error("the image uses {0}, which is not read here: rewrite it with `qemu-img convert -O qcow2`")]
+    Feature(&'static str),
+    /// A table is larger than any image needs, or lies outside the file.
+    #[error("the image's {0} is larger than any image needs, or lies outside of the file")]
+    Table(&'static str),
 }
 
 impl Header {
@@ -72,8 +80,56 @@ impl Header {
                 return Err(HeaderError::DataFile);
             }
         }
-        Ok(Self { version, virtual_size_bytes })
+        Ok(Self { version, virtual_size_bytes, cluster_bytes: 1 << cluster_bits })
     }
+}
+
+/// Most bytes of a first-level table, as in QEMU.
+const MAX_L1_BYTES: u64 = 32 << 20;
+
+/// Most bytes of a table of reference counts, as in QEMU.
+const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+
+/// Most snapshots, as in QEMU.
+const MAX_SNAPSHOTS: u32 = 65_536;
+
+/// Looks at what a reader of the tables would have to hold, before anything of that size is read. `bytes` is a head
+/// that [`Header::parse`] took, of a file of `file_bytes`.
+///
+/// # Errors
+/// [`HeaderError::Feature`] for what only QEMU reads, [`HeaderError::Table`] for tables that cannot be.
+pub fn check_tables(bytes: &[u8], file_bytes: u64) -> Result<(), HeaderError> {
+    let version = u32_at(bytes, 4)?;
+    let cluster_bits = u32_at(bytes, 20)?;
+    let virtual_size_bytes = u64_at(bytes, 24)?;
+    let l1_bytes = u64::from(u32_at(bytes, 36)?) * 8;
+    let l1_offset = u64_at(bytes, 40)?;
+    if version == 3 {
+        // Bit 0, "dirty", says that the reference counts may be off; nobody needs them for reading.
+        match u64_at(bytes, 72)? & !1 {
+            0 => {}
+            bits if bits & 0b1000 != 0 => {
+                return Err(HeaderError::Feature("a compression other than deflate"));
+            }
+            bits if bits & 0b1_0000 != 0 => return Err(HeaderError::Feature("subclusters")),
+            _ => return Err(HeaderError::Feature("a feature that is not known")),
+        }
+    }
+    // One entry of the first table stands for a cluster of 8-byte entries, each of which is a cluster.
+    let spans_bits = cluster_bits + cluster_bits - 3;
+    let needed = virtual_size_bytes.div_ceil(1 << spans_bits) * 8;
+    let within = l1_offset.checked_add(l1_bytes).is_some_and(|end| end <= file_bytes);
+    if l1_bytes > MAX_L1_BYTES || l1_bytes < needed || (l1_bytes > 0 && !within) {
+        return Err(HeaderError::Table("first-level table"));
+    }
+    let refcounts = u64::from(u32_at(bytes, 56)?) << cluster_bits;
+    if refcounts > MAX_REFCOUNT_TABLE_BYTES || u64_at(bytes, 48)? > file_bytes {
+        return Err(HeaderError::Table("table of reference counts"));
+    }
+    if u32_at(bytes, 60)? > MAX_SNAPSHOTS {
+        return Err(HeaderError::Table("list of snapshots"));
+    }
+    Ok(())
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Result<u32, HeaderError> {
@@ -103,7 +159,10 @@ pub(crate) mod tests {
 
     #[test]
     fn a_self_contained_image_tells_its_size() {
-        assert_eq!(Header::parse(&header(7 << 20)), Ok(Header { version: 3, virtual_size_bytes: 7 << 20 }));
+        assert_eq!(
+            Header::parse(&header(7 << 20)),
+            Ok(Header { version: 3, virtual_size_bytes: 7 << 20, cluster_bytes: 65_536 })
+        );
     }
 
     #[test]
@@ -129,12 +188,37 @@ pub(crate) mod tests {
         assert_eq!(Header::parse(b"\x7fELF"), Err(HeaderError::NotQcow2));
     }
 
+    #[test]
+    fn tables_that_no_image_needs_are_refused_before_they_are_read() {
+        let mut good = header(1 << 30);
+        good[36..40].copy_from_slice(&2_u32.to_be_bytes());
+        good[40..48].copy_from_slice(&65_536_u64.to_be_bytes());
+        assert_eq!(check_tables(&good, 1 << 20), Ok(()));
+        assert_eq!(check_tables(&good, 65_537), Err(HeaderError::Table("first-level table")), "outside");
+        let with = |at: usize, bytes: &[u8]| {
+            let mut head = good.clone();
+            head[at..at + bytes.len()].copy_from_slice(bytes);
+            check_tables(&head, 1 << 20)
+        };
+        assert_eq!(with(36, &u32::MAX.to_be_bytes()), Err(HeaderError::Table("first-level table")));
+        assert_eq!(with(36, &1_u32.to_be_bytes()), Err(HeaderError::Table("first-level table")));
+        assert_eq!(with(40, &u64::MAX.to_be_bytes()), Err(HeaderError::Table("first-level table")));
+        assert_eq!(with(56, &u32::MAX.to_be_bytes()), Err(HeaderError::Table("table of reference counts")));
+        assert_eq!(with(60, &u32::MAX.to_be_bytes()), Err(HeaderError::Table("list of snapshots")));
+        assert_eq!(with(79, &[1]), Ok(()), "dirty");
+        for bits in [8, 16, 32] {
+            assert!(matches!(with(79, &[bits]), Err(HeaderError::Feature(_))), "{bits}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(tail in proptest::collection::vec(any::<u8>(), 0..128)) {
             let mut bytes = b"QFI\xfb\0\0\0\x03".to_vec();
             bytes.extend(tail);
-            let _ = Header::parse(&bytes);
+            if Header::parse(&bytes).is_ok() {
+                let _ = check_tables(&bytes, 1 << 20);
+            }
         }
     }
 }

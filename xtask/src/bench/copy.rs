@@ -1,6 +1,10 @@
-//! Copying a raw disk image of which half is data: the agent's copy worker against cp and qemu-img.
+//! Copying disk images: `godwit-agent copy` against cp, dd, qemu-img, nbdcopy and rsync, with fio as the disk's limit.
 //!
-//! The time goes to the moment at which the copy is on the disk; each copy is compared with its source.
+//! The time goes to the moment at which the copy is on the disk; each copy is compared with its source before its time
+//! counts. In each round every tool has one turn, and the rounds begin with another one each time.
+
+mod stage;
+mod tools;
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -10,33 +14,19 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::statfs::{FsType, statfs};
 use nix::sys::time::TimeValLike as _;
 
 use super::record::{Record, cost};
 use super::{BenchError, Effort};
 use crate::command;
+use stage::{Place, Stage};
+use tools::{Task, Tool};
 
 const WALL: super::record::Metric = cost("wall_s");
 const CPU: super::record::Metric = cost("cpu_s");
 
 /// Data and holes take turns in steps of this size.
 const EXTENT_BYTES: usize = 4 << 20;
-
-/// A tool that copies $1 to $2, as a line of sh.
-struct Tool {
-    name: &'static str,
-    line: &'static str,
-}
-
-const PEERS: [Tool; 3] = [
-    Tool { name: "cp", line: "cp --reflink=auto \"$1\" \"$2\"" },
-    Tool { name: "qemu-img", line: "qemu-img convert -f raw -O raw \"$1\" \"$2\"" },
-    Tool {
-        name: "qemu-img -m16 -W none",
-        line: "qemu-img convert -m 16 -W -t none -T none -f raw -O raw \"$1\" \"$2\"",
-    },
-];
 
 /// A copy's cost.
 #[derive(Clone, Copy)]
@@ -45,103 +35,164 @@ struct Cost {
     cpu_s: f64,
 }
 
-/// A folder that is removed when dropped.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// What is measured: a task at a place, from the disk or from the page cache.
+struct Case<'a> {
+    name: String,
+    task: Task,
+    folder: &'a Path,
+    cold: bool,
+    source: PathBuf,
+    disk_bytes: u64,
+    data_bytes: u64,
 }
 
-pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, BenchError> {
-    let mut records = Vec::new();
-    for (folder, cold) in
-        [(command::target_folder(), true), (command::target_folder(), false), ("/dev/shm".into(), false)]
-    {
-        let folder = Scratch(folder.join(format!("godwit-bench-copy-{}", std::process::id())));
-        fs::create_dir_all(&folder.0)
-            .map_err(BenchError::io(format!("cannot create {}", folder.0.display())))?;
-        let kind = file_system(&folder.0)?;
-        let case = match (kind, cold) {
-            ("tmpfs", _) => "tmpfs-sparse".to_owned(),
-            (kind, true) => format!("{kind}-cold-sparse"),
-            (kind, false) => format!("{kind}-warm-sparse"),
-        };
-        records.extend(measure_case(programs, effort, &case, &folder.0, cold)?);
-    }
-    Ok(records)
-}
-
-fn measure_case(
+pub(super) fn measure(
     programs: &Path,
     effort: Effort,
-    case: &str,
-    folder: &Path,
-    cold: bool,
+    at: &[(String, PathBuf)],
 ) -> Result<Vec<Record>, BenchError> {
-    let bytes = if effort.quick { 512 << 20 } else { 2 << 30 };
-    let source = folder.join("source");
-    write_source(&source, bytes)?;
-    let ours = format!("\"{}\" worker copy \"$1\" \"$2\"", programs.join("godwit-agent").display());
-    let run = |name: &str, line: &str| copy(case, name, line, &source, &folder.join("copy"), cold);
-    run("godwit", &ours)?;
+    let disk_bytes: u64 = if effort.quick { 512 << 20 } else { 2 << 30 };
+    let stage = Stage::set(at, disk_bytes * 5)?;
     let mut records = Vec::new();
-    for peer in PEERS {
-        println!("bench: copy {case} against {}", peer.name);
-        // The first run of each warms up whatever there is to warm up.
-        if let Err(error) = run(peer.name, peer.line) {
-            let why = error.to_string();
-            records.extend([WALL, CPU].map(|metric| Record::skipped("copy", case, metric, peer.name, &why)));
-            continue;
+    for place in &stage.places {
+        match &place.folder {
+            Ok(folder) => records.extend(measure_place(programs, effort, place, folder, disk_bytes)?),
+            Err(why) => {
+                let case = format!("{}-sparse", place.name);
+                records.extend([WALL, CPU].map(|metric| Record::skipped("copy", &case, metric, "all", why)));
+            }
         }
-        let mut pairs = Vec::new();
-        for number in 0..effort.pairs() {
-            // Whoever goes second may profit from the first, so they take turns at that too.
-            pairs.push(if number % 2 == 0 {
-                let first = run("godwit", &ours)?;
-                (first, run(peer.name, peer.line)?)
-            } else {
-                let first = run(peer.name, peer.line)?;
-                (run("godwit", &ours)?, first)
-            });
-        }
-        let wall: Vec<_> = pairs.iter().map(|(ours, theirs)| (ours.wall_s, theirs.wall_s)).collect();
-        let cpu: Vec<_> = pairs.iter().map(|(ours, theirs)| (ours.cpu_s, theirs.cpu_s)).collect();
-        records.push(Record::measured("copy", case, WALL, peer.name, &wall));
-        records.push(Record::measured("copy", case, CPU, peer.name, &cpu));
     }
     Ok(records)
 }
 
-/// One copy: prepared, timed to the end of its fsync, compared, removed.
-fn copy(
-    case: &str,
-    name: &str,
-    line: &str,
-    source: &Path,
-    target: &Path,
-    cold: bool,
-) -> Result<Cost, BenchError> {
-    command::run(&mut Command::new("sync"))?;
-    if cold {
-        fs::write("/proc/sys/vm/drop_caches", "1").map_err(BenchError::io("cannot drop the page cache"))?;
+fn measure_place(
+    programs: &Path,
+    effort: Effort,
+    place: &Place,
+    folder: &Path,
+    disk_bytes: u64,
+) -> Result<Vec<Record>, BenchError> {
+    let mut records = Vec::new();
+    for task in Task::ALL {
+        let source = folder.join("source");
+        let data_bytes = write_source(&source, task, disk_bytes)?;
+        let temperatures: &[bool] = if place.is_memory() { &[false] } else { &[true, false] };
+        for &cold in temperatures {
+            let temperature = match (place.is_memory(), cold) {
+                (true, _) => "",
+                (false, true) => "cold-",
+                (false, false) => "warm-",
+            };
+            let name = format!("{}-{temperature}{}", place.name, task.name());
+            let case = Case { name, task, folder, cold, source: source.clone(), disk_bytes, data_bytes };
+            let peers = tools::peers(task, place.is_memory());
+            records.extend(case.measure(effort, &tools::ours(programs, task, ""), &peers)?);
+            if task == Task::Sparse && (cold || place.is_memory()) {
+                for extra in ["--digests", "--verify"] {
+                    let case = Case {
+                        name: format!("{}{}", case.name, &extra[1..]),
+                        source: source.clone(),
+                        ..case
+                    };
+                    records.extend(case.measure(effort, &tools::ours(programs, task, extra), &peers[..2])?);
+                }
+            }
+        }
+        fs::remove_file(&source).map_err(BenchError::io("cannot remove the source"))?;
     }
-    let script = format!("{line} && exec sync \"$2\"");
-    let before = children_cpu_s()?;
-    let started = Instant::now();
-    command::run(
-        Command::new("sh").args(["-c", &script, "copy"]).arg(source).arg(target).stdout(Stdio::null()),
-    )?;
-    let wall_s = started.elapsed().as_secs_f64();
-    let cpu_s = children_cpu_s()? - before;
-    let same = command::succeeds(Command::new("cmp").arg(source).arg(target));
-    fs::remove_file(target).map_err(BenchError::io(format!("cannot remove {}", target.display())))?;
-    if same {
-        Ok(Cost { wall_s, cpu_s })
-    } else {
-        Err(BenchError::Wrong { case: case.to_owned(), tool: name.to_owned() })
+    Ok(records)
+}
+
+impl Case<'_> {
+    fn measure(&self, effort: Effort, ours: &Tool, peers: &[Tool]) -> Result<Vec<Record>, BenchError> {
+        println!("bench: copy {}", self.name);
+        // The first run of each warms up whatever there is to warm up, and shows whether it runs at all.
+        self.copy(ours)?;
+        let mut records = Vec::new();
+        let mut runs: Vec<(&Tool, Vec<Cost>)> = vec![(ours, Vec::new())];
+        for peer in peers {
+            match self.copy(peer) {
+                Ok(_) => runs.push((peer, Vec::new())),
+                Err(error) => {
+                    let why = error.to_string();
+                    let skip = |metric| Record::skipped("copy", &self.name, metric, &peer.name, &why);
+                    records.extend([WALL, CPU].map(skip));
+                }
+            }
+        }
+        for round in 0..effort.pairs() {
+            let count = runs.len();
+            // Whoever goes second may profit from the first, so they take turns at that too.
+            for turn in 0..count {
+                let (tool, costs) = &mut runs[(turn + round) % count];
+                costs.push(self.copy(tool)?);
+            }
+        }
+        let (_, mine) = &runs[0];
+        for (peer, theirs) in &runs[1..] {
+            let pairs = |value: fn(&Cost) -> f64| -> Vec<(f64, f64)> {
+                mine.iter().zip(theirs).map(|(mine, theirs)| (value(mine), value(theirs))).collect()
+            };
+            records.push(Record::measured("copy", &self.name, WALL, &peer.name, &pairs(|cost| cost.wall_s)));
+            records.push(Record::measured("copy", &self.name, CPU, &peer.name, &pairs(|cost| cost.cpu_s)));
+        }
+        Ok(records)
     }
+
+    /// One copy: prepared, timed to the end of its fsync, compared, removed.
+    fn copy(&self, tool: &Tool) -> Result<Cost, BenchError> {
+        let target = self.folder.join("copy");
+        command::run(&mut Command::new("sync"))?;
+        if self.cold {
+            fs::write("/proc/sys/vm/drop_caches", "1")
+                .map_err(BenchError::io("cannot drop the page cache"))?;
+        } else {
+            read_through(&self.source)?;
+        }
+        let before = children_cpu_s()?;
+        let started = Instant::now();
+        let mut line = Command::new("sh");
+        line.args(["-c", &tool.line, "copy"]).arg(&self.source).arg(&target);
+        line.arg(self.data_bytes.to_string())
+            .arg(self.folder.join("probes"))
+            .arg(self.disk_bytes.to_string());
+        let ran = command::run(line.stdin(Stdio::null()).stdout(Stdio::null()));
+        let wall_s = started.elapsed().as_secs_f64();
+        let cpu_s = children_cpu_s()? - before;
+        let same = tool.is_limit || (ran.is_ok() && self.is_same(&target));
+        for left in ["copy", "copy.blake3", "copy.partial", "copy.partial.journal"] {
+            match fs::remove_file(self.folder.join(left)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(BenchError::io("cannot remove a copy")(error));
+                }
+                _ => {}
+            }
+        }
+        ran?;
+        if same {
+            Ok(Cost { wall_s, cpu_s })
+        } else {
+            Err(BenchError::Wrong { case: self.name.clone(), tool: tool.name.clone() })
+        }
+    }
+
+    fn is_same(&self, target: &Path) -> bool {
+        let (from, to) = self.task.formats();
+        if from == to {
+            return command::succeeds(Command::new("cmp").arg(&self.source).arg(target));
+        }
+        let mut compare = Command::new("qemu-img");
+        compare.args(["compare", "-q", "-f", from, "-F", to]).arg(&self.source).arg(target);
+        command::succeeds(&mut compare)
+    }
+}
+
+/// Brings a file into the page cache.
+fn read_through(path: &Path) -> Result<(), BenchError> {
+    let failed = BenchError::io(format!("cannot read {}", path.display()));
+    let read = File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut std::io::sink()));
+    read.map(drop).map_err(failed)
 }
 
 /// User and system time of all children that have ended.
@@ -151,27 +202,29 @@ fn children_cpu_s() -> Result<f64, BenchError> {
     Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
 }
 
-/// Random data and holes in turns.
-fn write_source(path: &Path, bytes: u64) -> Result<(), BenchError> {
+/// Random data, with holes in turns but for a full disk; how many bytes of data it has.
+fn write_source(path: &Path, task: Task, bytes: u64) -> Result<u64, BenchError> {
+    let raw = path.with_extension("raw");
     let failed = || BenchError::io(format!("cannot write {}", path.display()));
     let mut random = File::open("/dev/urandom").map_err(failed())?;
-    let mut file = File::create(path).map_err(failed())?;
+    let mut file = File::create(&raw).map_err(failed())?;
     file.set_len(bytes).map_err(failed())?;
     let mut data = vec![0; EXTENT_BYTES];
-    for offset in (0..bytes).step_by(2 * EXTENT_BYTES) {
+    let step = if task == Task::Full { EXTENT_BYTES } else { 2 * EXTENT_BYTES };
+    let mut data_bytes = 0;
+    for offset in (0..bytes).step_by(step) {
         random.read_exact(&mut data).map_err(failed())?;
         file.write_all_at(&data, offset).map_err(failed())?;
+        data_bytes += data.len() as u64;
     }
-    file.flush().and_then(|()| file.sync_all()).map_err(failed())
-}
-
-fn file_system(folder: &Path) -> Result<&'static str, BenchError> {
-    /// As statfs(2) numbers them.
-    const NAMES: [(i64, &str); 4] =
-        [(0xef53, "ext4"), (0x5846_5342, "xfs"), (0x9123_683e, "btrfs"), (0x0102_1994, "tmpfs")];
-    let found = statfs(folder).map_err(|error| {
-        BenchError::io(format!("cannot tell the file system of {}", folder.display()))(error.into())
-    })?;
-    let FsType(number) = found.filesystem_type();
-    Ok(NAMES.iter().find(|(known, _)| *known == number).map_or("other", |(_, name)| name))
+    file.flush().and_then(|()| file.sync_all()).map_err(failed())?;
+    if task == Task::FromQcow2 {
+        command::run(
+            Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(path),
+        )?;
+        fs::remove_file(&raw).map_err(failed())?;
+    } else {
+        fs::rename(&raw, path).map_err(failed())?;
+    }
+    Ok(data_bytes)
 }

@@ -59,7 +59,10 @@ const BENCH: &[Package] = &[
     package("fio", "", "disk peers and limits"),
     package("libnbd-bin", "", "nbdcopy, a peer of copies"),
     package("nbdkit", "", "nbd servers for copies"),
-    package("rsync", "", "a peer of copies"),
+    package("rsync", "", "a peer of copies and streams"),
+    package("xfsprogs", "", "a file system with reflinks to copy on"),
+    package("openssh-server", "", "scp and rsync between two hosts, peers of streams"),
+    package("openssl", "", "certificates for peers of streams"),
     package("socat", "", "a peer of the migration relay"),
     package("iperf3", "", "a peer and limit of the overlay"),
 ];
