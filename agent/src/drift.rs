@@ -30,6 +30,8 @@ pub struct Drifts {
     processes: GuestProcesses,
     memory_binding: MemoryBinding,
     known: Mutex<BTreeMap<InstanceId, Vec<Drift>>>,
+    /// The processes whose memory was looked at: each once, for a process keeps what it was bound to.
+    looked_at: Mutex<BTreeMap<InstanceId, u32>>,
     count: IntGaugeVec,
 }
 
@@ -53,7 +55,15 @@ impl Drifts {
             &["kind"],
         )?;
         registry.register(Box::new(count.clone()))?;
-        Ok(Self { hypervisor, reservations, processes, memory_binding, known: Mutex::default(), count })
+        Ok(Self {
+            hypervisor,
+            reservations,
+            processes,
+            memory_binding,
+            known: Mutex::default(),
+            looked_at: Mutex::default(),
+            count,
+        })
     }
 
     /// All that is known, by instance.
@@ -67,6 +77,11 @@ impl Drifts {
         let mut changed = false;
         for reservation in self.reservations.list() {
             let Some(process) = self.processes.find(reservation.instance) else { continue };
+            if self.is_new(reservation.instance, &process) {
+                // One that arrived by a migration, or was here before the agent.
+                changed |= self.check(reservation.instance, cells, true);
+                continue;
+            }
             let seen = Seen::read(&process, false);
             let found = compare(&reservation, cells, self.memory_binding, &BTreeMap::new(), &seen);
             if !found.is_empty() || self.lock().contains_key(&reservation.instance) {
@@ -111,6 +126,11 @@ impl Drifts {
         self.note(instance, found, memory)
     }
 
+    fn is_new(&self, instance: InstanceId, process: &GuestProcess) -> bool {
+        let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        looked_at.insert(instance, process.main_thread()) != Some(process.main_thread())
+    }
+
     fn look(
         &self,
         instance: InstanceId,
@@ -152,6 +172,9 @@ impl Drifts {
     }
 
     fn forget_all_but(&self, running: &BTreeSet<InstanceId>) -> bool {
+        let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        looked_at.retain(|instance, _| running.contains(instance));
+        drop(looked_at);
         let mut known = self.lock();
         let before = known.len();
         known.retain(|instance, _| running.contains(instance));

@@ -14,6 +14,7 @@ pub mod error;
 pub mod fleet;
 pub mod images;
 pub mod init;
+pub mod inventory_check;
 pub mod l2;
 pub mod ledger;
 pub mod liveness;

@@ -138,6 +138,26 @@ mod tests {
     use crate::fleet::host::Host;
     use godwit_protocol::id::HostId;
 
+    #[test]
+    fn every_series_of_an_alert_is_described() {
+        let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
+        let read = |name: &str| std::fs::read_to_string(format!("{docs}/{name}")).unwrap();
+        let (rules, described) = (read("alerts/placement.yml"), read("metrics.md"));
+        let rules: serde_yaml_ng::Value = serde_yaml_ng::from_str(&rules).unwrap();
+        let rules = rules["groups"][0]["rules"].as_sequence().unwrap();
+        assert!(rules.len() > 2);
+        for rule in rules {
+            let expression = rule["expr"].as_str().unwrap();
+            let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let series: Vec<&str> = words.filter(|word| word.starts_with("godwit_")).collect();
+            assert!(!series.is_empty(), "{expression}");
+            for series in series {
+                assert!(described.contains(&format!("`{series}`")), "{series} is not in metrics.md");
+            }
+            assert!(rule["annotations"]["summary"].is_string(), "{expression}");
+        }
+    }
+
     #[tokio::test]
     async fn a_scrape_shows_the_fleet_as_it_is_now() {
         let api = Api::new().await;

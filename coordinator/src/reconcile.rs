@@ -8,7 +8,7 @@ use crate::fleet::{Change, Fleet, Time};
 use crate::ledger::now;
 use crate::operations::live_migrate;
 use crate::store::StoreError;
-use crate::{l2, liveness};
+use crate::{inventory_check, l2, liveness};
 use godwit_protocol::host::Heartbeat;
 use godwit_protocol::id::{HostId, InstanceId, MigrationId, NetworkId};
 use godwit_protocol::instance::InstanceState;
@@ -74,6 +74,13 @@ pub async fn report(app: &Shared, report: HostReport) {
         observed.seen_at = now();
         let before = observed.report.replace(report.clone()).map(|report| report.drifts);
         tell_drifts(&report, &before.unwrap_or_default());
+        let contradiction = inventory_check::check(&report.inventory).err().map(|error| error.to_string());
+        if let Some(text) =
+            contradiction.as_ref().filter(|text| observed.contradiction.as_ref() != Some(text))
+        {
+            tracing::error!(%host, "its inventory cannot be true and is not taken in: {text}");
+        }
+        observed.contradiction = contradiction;
         true
     });
     if !fresh {
@@ -111,8 +118,11 @@ fn arrivals(fleet: &Fleet, report: &HostReport) -> Vec<MigrationId> {
     arrived.filter(|m| m.target == Some(report.host) && m.switched_at.is_none()).map(|m| m.id).collect()
 }
 
-/// The host's inventory, when it is another than before.
+/// The host's inventory, when it is another than before and can be true.
 fn inventory_change(fleet: &Fleet, report: &HostReport) -> Vec<Change> {
+    if inventory_check::check(&report.inventory).is_err() {
+        return vec![];
+    }
     let host = fleet.hosts.get(&report.host).filter(|h| h.inventory.as_ref() != Some(&report.inventory));
     host.map(|h| Host { inventory: Some(report.inventory.clone()), ..h.clone() }.into()).into_iter().collect()
 }

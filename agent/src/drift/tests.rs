@@ -148,4 +148,12 @@ fn a_drift_is_counted_until_it_is_over_and_a_stranger_is_one() {
     fake.set_down(true);
     assert!(!drifts.check_all(&cells()), "what does not answer says nothing new");
     assert_eq!(count("memory"), 1);
+
+    // A process that was not there before is looked at whole, once.
+    fake.set_down(false);
+    write_guest(root.path(), one, 200, &[(0, 2, "2"), (1, 3, "3")], "7f00 bind:0 anon=1 N0=1\n");
+    assert!(drifts.check_threads(&cells()));
+    assert_eq!(count("memory"), 0);
+    write_guest(root.path(), one, 200, &[(0, 2, "2"), (1, 3, "3")], "7f00 default anon=1 N0=1\n");
+    assert!(!drifts.check_threads(&cells()));
 }

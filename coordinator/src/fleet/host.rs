@@ -40,12 +40,21 @@ pub struct Observed {
     pub repaired_at: Option<Time>,
     /// Whether it is about to be sent that again.
     pub repair_due: bool,
+    /// Why its newest inventory was not taken in.
+    pub contradiction: Option<String>,
 }
 
 impl Observed {
     /// A host that was just heard of.
     pub fn at(now: Time) -> Self {
-        Self { report: None, seen_at: now, connected: false, repaired_at: None, repair_due: false }
+        Self {
+            report: None,
+            seen_at: now,
+            connected: false,
+            repaired_at: None,
+            repair_due: false,
+            contradiction: None,
+        }
     }
 }
 

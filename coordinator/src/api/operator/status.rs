@@ -60,6 +60,12 @@ fn problems(fleet: &Fleet, hosts: &[Value]) -> Vec<String> {
             problems.push(format!("host {} does not reach pool {}", host.name, pool.path));
         }
     }
+    for (id, observed) in &fleet.observed {
+        if let Some(text) = &observed.contradiction {
+            let name = fleet.hosts.get(id).map_or_else(|| id.to_string(), |host| host.name.clone());
+            problems.push(format!("what host {name} says of itself cannot be true: {text}"));
+        }
+    }
     let drifts = drift::list(fleet).len();
     if drifts > 0 {
         problems.push(format!("{drifts} things are not where they were reserved: godwit host drift"));

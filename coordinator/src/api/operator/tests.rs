@@ -132,6 +132,40 @@ async fn what_a_host_says_is_elsewhere_is_listed_and_a_problem() {
 }
 
 #[tokio::test]
+async fn an_inventory_that_contradicts_itself_is_refused_and_the_one_before_stays() {
+    let api = Api::new().await;
+    let id = host(&api, "h1", 2).await;
+    let before = api.app.ledger.read(|fleet| fleet.hosts[&id].inventory.clone());
+    type Lie = fn(&mut Inventory);
+    let lies: [(Lie, &str); 7] = [
+        (|i| i.cells.push(i.cells[0].clone()), "cell 0 is in it twice"),
+        (|i| i.cells.push(Cell { id: 1, ..i.cells[0].clone() }), "CPU 0 is in it twice"),
+        (|i| i.cells[0].dedicated_cpus.push(9), "shares or dedicates CPU 9"),
+        (|i| i.cells[0].page_pools.push(PagePool { size_kib: 4, total: 0 }), "pages of 4 KiB twice"),
+        (|i| i.cells[0].page_pools[0].size_kib = 0, "pages of no size"),
+        (|i| i.cells[0].page_pools[0].total = u64::MAX, "KiB in pages"),
+        (|i| i.pools[0].free_bytes = u64::MAX, "bytes free of"),
+    ];
+    for (generation, (lie, text)) in (1..).zip(lies) {
+        let mut inventory = inventory("h1", 2);
+        lie(&mut inventory);
+        let report = HostReport {
+            host: id,
+            generation,
+            inventory,
+            instances: vec![],
+            reservations: vec![],
+            drifts: vec![],
+            networks: vec![],
+        };
+        crate::reconcile::report(&api.app, report).await;
+        assert_eq!(api.app.ledger.read(|fleet| fleet.hosts[&id].inventory.clone()), before, "{text}");
+        let status = ask(&api, As::Admin, Method::GET, "/status", json!({})).await.json();
+        assert!(status["problems"].to_string().contains(text), "{text}: {status}");
+    }
+}
+
+#[tokio::test]
 async fn only_administrators_may_ask() {
     let api = Api::new().await;
     for (method, path) in [
