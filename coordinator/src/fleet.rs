@@ -10,6 +10,7 @@ pub mod migration;
 pub mod network;
 pub mod operation;
 mod seats;
+mod shared;
 
 use godwit_protocol::id::{
     HostId, ImageId, InstanceId, MigrationId, NetworkId, OperationId, PortId, ProjectId, ServerGroupId,
@@ -52,6 +53,8 @@ macro_rules! fleet {
             pub observed: BTreeMap<HostId, Observed>,
             /// Placement's view of the hosts, derived from the records.
             pub(crate) seats: seats::Seats,
+            /// What instances have in common.
+            pub(crate) shared: shared::Shared,
         }
 
         /// One durable change.
@@ -110,7 +113,10 @@ macro_rules! fleet {
             }
 
             /// Takes a change into the records alone.
-            fn note(&mut self, change: Change) {
+            fn note(&mut self, mut change: Change) {
+                if let Change::Instance(instance) = &mut change {
+                    instance.flavor = self.shared.flavor(instance.flavor.clone());
+                }
                 match change {
                     $(Change::$kind(record) => { self.$table.insert(record.key(), record); })+
                     Change::Gone(kind, key) => match kind {

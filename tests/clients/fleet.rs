@@ -54,6 +54,28 @@ fn the_fleet_is_shown_and_a_disabled_host_gets_no_server() {
     assert_eq!(fits.expect("explains").trim(), "h2");
     stage.run(&[&set[..], &["--enable", "h1", "nova-compute"]].concat());
     assert!(!stage.run(&["openstack", "compute", "service", "list"]).contains("disabled"));
+
+    let openstack = |words: &[&str]| stage.run(&[&["openstack"], words].concat());
+    openstack(&["aggregate", "create", "--zone", "z1", "agg1"]);
+    openstack(&["aggregate", "add", "host", "agg1", "h1"]);
+    openstack(&["aggregate", "set", "--property", "numa=1", "agg1"]);
+    let shown = stage.json(&["aggregate", "show", "agg1"]);
+    assert_eq!((&shown["hosts"][0], &shown["availability_zone"]), (&"h1".into(), &"z1".into()), "{shown}");
+    assert!(shown["properties"].to_string().contains("numa"), "{shown}");
+    assert_eq!(names(&["aggregate", "list"], "Name"), ["agg1"]);
+    assert_eq!(names(&["availability", "zone", "list", "--compute"], "Zone Name"), ["nova", "z1"]);
+    let in_zone = ["placement", "explain", "--flavor", "m1.tiny", "--availability-zone", "z1", "-q"];
+    assert_eq!(stage.lab().coordinator().cli(&in_zone).expect("explains").trim(), "h1");
+    let simulated = ["placement", "simulate", "--flavor", "m1.tiny", "--most", "3", "--json"];
+    let simulated = stage.lab().coordinator().cli(&simulated).expect("simulates");
+    assert!(simulated.contains("\"placed\": 3"), "{simulated}");
+    openstack(&["aggregate", "remove", "host", "agg1", "h1"]);
+    openstack(&["aggregate", "delete", "agg1"]);
+    openstack(&["server", "group", "create", "--policy", "anti-affinity", "group1"]);
+    let group = stage.json(&["server", "group", "show", "group1"]);
+    assert!(group.to_string().contains("anti-affinity"), "{group}");
+    assert_eq!(names(&["server", "group", "list"], "Name"), ["group1"]);
+    openstack(&["server", "group", "delete", "group1"]);
     stage.is_clean();
 }
 

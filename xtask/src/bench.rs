@@ -6,6 +6,7 @@
 mod copy;
 mod footprint;
 mod locality;
+mod place;
 mod record;
 
 use std::fs::File;
@@ -57,6 +58,8 @@ enum Name {
     Footprint,
     /// What telling where guests are costs
     Locality,
+    /// Finding the host and the exact place on it
+    Place,
 }
 
 /// Why there are no figures.
@@ -64,7 +67,7 @@ enum Name {
 pub(crate) enum BenchError {
     #[error("{what}")]
     Io { what: String, source: std::io::Error },
-    #[error("{case}: {tool} did not bring the same bytes; its time does not count, and nor does the run")]
+    #[error("{case}: {tool} did not bring the right result; its time does not count, and nor does the run")]
     Wrong { case: String, tool: String },
     #[error("{daemon} does not run; its log ends:\n{log}")]
     NotRunning { daemon: String, log: String },
@@ -135,6 +138,11 @@ fn measure(
     let name = arguments.name;
     if matches!(name, Name::All | Name::Copy) {
         let measured = copy::measure(programs, effort, &arguments.at)?;
+        print_table(&measured);
+        records.extend(measured);
+    }
+    if matches!(name, Name::All | Name::Place) {
+        let measured = place::measure(programs, effort)?;
         print_table(&measured);
         records.extend(measured);
     }

@@ -4,6 +4,7 @@
 //! every time. It says what it installs and why.
 
 mod linker;
+pub(crate) mod nova;
 mod packages;
 mod sources;
 
@@ -63,14 +64,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), SetupError> {
 
     let missing = packages::missing(&wanted)?;
     let linker_missing = !linker::is_installed();
+    let nova_missing = arguments.bench && !nova::is_installed();
     let components = missing_components();
-    let count = missing.len() + usize::from(linker_missing) + components.len();
-    let total = wanted.len() + 1 + COMPONENTS.len();
+    let count = missing.len() + usize::from(linker_missing) + usize::from(nova_missing) + components.len();
+    let total = wanted.len() + 1 + usize::from(arguments.bench) + COMPONENTS.len();
     if count == 0 {
         println!("setup: all {total} parts are here ({} ms)", started.elapsed().as_millis());
         return Ok(());
     }
-    report(&missing, linker_missing, &components);
+    report(&missing, linker_missing, nova_missing, &components);
     if arguments.check {
         return Err(SetupError::Missing { count, total });
     }
@@ -88,6 +90,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), SetupError> {
     if linker_missing {
         linker::install()?;
     }
+    if nova_missing {
+        nova::install()?;
+    }
     let names: Vec<&str> = packages::missing(&wanted)?.iter().map(|package| package.name).collect();
     if !names.is_empty() {
         return Err(SetupError::StillMissing { names: names.join(", ") });
@@ -96,7 +101,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn report(missing: &[&Package], linker_missing: bool, components: &[(&str, &str)]) {
+fn report(missing: &[&Package], linker_missing: bool, nova_missing: bool, components: &[(&str, &str)]) {
     println!("setup: missing");
     for package in missing {
         println!("  {:<24} {}", package.name, package.why);
@@ -106,6 +111,9 @@ fn report(missing: &[&Package], linker_missing: bool, components: &[(&str, &str)
     }
     if linker_missing {
         println!("  {:<24} links the eBPF programs (built by cargo, a minute)", "bpf-linker");
+    }
+    if nova_missing {
+        println!("  {:<24} the peer of placement's benchmark (Python packages of its own)", "nova 34");
     }
 }
 

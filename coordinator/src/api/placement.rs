@@ -27,8 +27,8 @@ pub fn router() -> Router<Shared> {
         .route("/resource_providers/{id}/inventories", get(inventories))
         .route("/resource_providers/{id}/usages", get(usages))
         .route("/resource_providers/{id}/allocations", get(provider_allocations))
-        .route("/resource_providers/{id}/aggregates", get(no_aggregates))
-        .route("/resource_providers/{id}/traits", get(no_traits))
+        .route("/resource_providers/{id}/aggregates", get(aggregates))
+        .route("/resource_providers/{id}/traits", get(provider_traits))
         .route("/allocations/{instance}", get(allocations))
         .route("/resource_classes", get(classes))
         .route("/traits", get(traits))
@@ -255,8 +255,8 @@ async fn allocations(
     })
 }
 
-/// GET /resource_providers/{id}/aggregates: there are none.
-async fn no_aggregates(
+/// GET /resource_providers/{id}/aggregates.
+async fn aggregates(
     State(app): State<Shared>,
     caller: Caller,
     version: Microversion,
@@ -265,7 +265,8 @@ async fn no_aggregates(
     caller.require_admin()?;
     app.ledger.read(|fleet| {
         let host = find(fleet, &id)?;
-        let mut view = json!({ "aggregates": [] });
+        let its = fleet.aggregates.values().filter(|aggregate| aggregate.hosts.contains(&host.id));
+        let mut view = json!({ "aggregates": its.map(|aggregate| aggregate.uuid).collect::<Vec<_>>() });
         if version.at_least(19) {
             view["resource_provider_generation"] = generation(fleet, host).into();
         }
@@ -273,12 +274,25 @@ async fn no_aggregates(
     })
 }
 
-/// GET /resource_providers/{id}/traits: there are none.
-async fn no_traits(State(app): State<Shared>, caller: Caller, Path(id): Path<String>) -> Answer<Json<Value>> {
+/// The trait of hosts whose cores have several threads.
+const HYPERTHREADING: &str = "HW_CPU_HYPERTHREADING";
+
+fn traits_of(host: &Host) -> Vec<&'static str> {
+    let cpus = host.inventory.iter().flat_map(|inventory| &inventory.cells).flat_map(|cell| &cell.cpus);
+    if cpus.map(|cpu| cpu.siblings.len()).max() > Some(1) { vec![HYPERTHREADING] } else { vec![] }
+}
+
+/// GET /resource_providers/{id}/traits.
+async fn provider_traits(
+    State(app): State<Shared>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Answer<Json<Value>> {
     caller.require_admin()?;
     app.ledger.read(|fleet| {
         let host = find(fleet, &id)?;
-        Ok(Json(json!({ "resource_provider_generation": generation(fleet, host), "traits": [] })))
+        let (generation, traits) = (generation(fleet, host), traits_of(host));
+        Ok(Json(json!({ "resource_provider_generation": generation, "traits": traits })))
     })
 }
 
@@ -294,9 +308,10 @@ async fn classes(caller: Caller) -> Answer<Json<Value>> {
 }
 
 /// GET /traits.
-async fn traits(caller: Caller) -> Answer<Json<Value>> {
+async fn traits(State(app): State<Shared>, caller: Caller) -> Answer<Json<Value>> {
     caller.require_admin()?;
-    Ok(Json(json!({ "traits": [] })))
+    let traits: BTreeSet<&str> = app.ledger.read(|fleet| fleet.hosts.values().flat_map(traits_of).collect());
+    Ok(Json(json!({ "traits": traits })))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use godwit_protocol::reservation::Reservation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A size for instances.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,8 +132,8 @@ pub struct Instance {
     pub project: ProjectId,
     /// Who made it.
     pub user: UserId,
-    /// The flavor as it was at creation.
-    pub flavor: Flavor,
+    /// The flavor as it was at creation. Instances of one flavor share it.
+    pub flavor: Arc<Flavor>,
     /// The image as it was at creation.
     pub image: ImageSource,
     /// The image's properties at creation.

@@ -108,7 +108,7 @@ impl Fleet {
     }
 
     /// Builds the roster from all records: after the store was read.
-    pub(crate) fn seat_all(&mut self) {
+    pub fn seat_all(&mut self) {
         let mut holders: BTreeMap<HostId, BTreeSet<Holder>> = BTreeMap::new();
         for holder in self.instances.keys().map(|id| Holder::Instance(*id)) {
             if let Some((host, _)) = self.held(holder) {
@@ -176,6 +176,15 @@ impl Fleet {
     pub fn held_on(&self, host: HostId) -> Vec<&Reservation> {
         let holders = self.seats.holders.get(&host).into_iter().flatten();
         holders.filter_map(|holder| self.held(*holder).map(|(_, reservation)| reservation)).collect()
+    }
+
+    /// The instances that hold something on a host, and what.
+    pub fn instances_on(&self, host: HostId) -> impl Iterator<Item = (&Instance, &Reservation)> {
+        let holders = self.seats.holders.get(&host).into_iter().flatten();
+        holders.filter_map(|holder| match holder {
+            Holder::Instance(id) => self.instances.get(id).zip(self.held(*holder).map(|(_, held)| held)),
+            Holder::Migration(_) => None,
+        })
     }
 
     /// A host with nothing on it; none until it has reported.

@@ -132,7 +132,7 @@ fn check(fleet: &Fleet, new: &NewInstance) -> Result<Instance, Error> {
         description: new.description.clone(),
         project: new.project,
         user: new.user,
-        flavor: flavor.clone(),
+        flavor: flavor.clone().into(),
         image: source,
         image_properties: image.properties.clone(),
         disk_bytes,

@@ -2,8 +2,8 @@
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::fleet::Fleet;
 use crate::fleet::instance::{Instance, NicRequest};
+use crate::fleet::{Fleet, Time};
 use crate::ledger::now;
 use crate::liveness::Liveness;
 use crate::operations::StepError;
@@ -14,6 +14,8 @@ use crate::placement::{
 use crate::reconcile;
 use godwit_protocol::id::{HostId, InstanceId, NetworkId, ServerGroupId};
 use godwit_protocol::reservation::Reservation;
+use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is to be placed, and where not.
@@ -71,35 +73,46 @@ fn refused(
     choice: &Choice,
     allowed: impl Fn(HostId) -> bool,
 ) -> Result<Placement, StepError> {
-    let hosts: Vec<HostView> = views(fleet, config).into_iter().filter(|host| allowed(host.id)).collect();
-    let mut refusal = match place(&hosts, request, choice) {
+    let at = now();
+    let hosts = fleet.roster().views().filter(|host| allowed(host.id));
+    let hosts: Vec<Cow<'_, HostView>> = hosts.map(|host| with_state(fleet, config, host, at)).collect();
+    let mut refusal = match place(hosts.iter().map(Cow::as_ref), request, choice) {
         Ok(placement) => return Ok(placement),
         Err(refusal) => refusal,
     };
-    let changes = changes(fleet, config, request, choice, |host| allowed(host.id));
+    // Under the ledger's lock: only the nearest misses are searched for an instance to move.
+    let mut nearest: Vec<_> =
+        refusal.hosts.iter().map(|host| (Reverse(host.shortfall.rule), host.host)).collect();
+    nearest.sort_unstable();
+    let among = nearest.into_iter().take(NEAREST).map(|(_, host)| host);
+    let changes = changes(fleet, config, request, choice, among, |host| allowed(host.id));
     refusal.change = changes.first().map(ToString::to_string);
     Err(refusal.into())
 }
 
-/// Changes after which a request would fit, the smallest first.
+/// Hosts that are searched for an instance to move, when somebody waits for the answer.
+const NEAREST: usize = 32;
+
+/// Changes after which a request would fit, the smallest first. An instance to move is looked for on the hosts `among`.
 pub fn changes(
     fleet: &Fleet,
     config: &Config,
     request: &Request,
     choice: &Choice,
+    among: impl IntoIterator<Item = HostId>,
     allowed: impl Fn(&HostView) -> bool,
 ) -> Vec<Change> {
     let idle = |instance: &&Instance| fleet.running_operation(instance.id).is_none();
-    let settled = fleet.instances.values().filter(|i| i.host.is_some() && i.reservation.is_some());
-    let movable = settled.filter_map(|instance| {
-        Some(Movable {
+    let on = |host| {
+        fleet.instances_on(host).map(move |(instance, reservation)| Movable {
             instance: instance.id,
-            host: instance.host?,
-            reservation: instance.reservation.as_ref()?,
+            host,
+            reservation,
         })
-    });
+    };
+    let movable: Vec<Movable<'_>> = among.into_iter().flat_map(on).collect();
     let usable = |host: &HostView| allowed(host) && is_up(fleet, config, host.id);
-    suggest::changes(fleet.roster(), request, choice, usable, movable.collect(), |id| {
+    suggest::changes(fleet.roster(), request, choice, usable, movable, |id| {
         let instance = fleet.instances.get(&id).filter(idle)?;
         let wish = Wish::of(instance, None, &[]).running_on(instance.host?);
         let its = Choice { terms: terms(fleet, &wish), ..self::choice(config) };
@@ -190,10 +203,14 @@ fn is_up(fleet: &Fleet, config: &Config, host: HostId) -> bool {
 /// Every host that ever reported, with all that instances and migrations hold on it, and how alive it is.
 pub fn views(fleet: &Fleet, config: &Config) -> Vec<HostView> {
     let at = now();
-    let alive = |host: &HostView| match reconcile::liveness(fleet, host.id, config.heartbeat_ms, at) {
-        Liveness::Lost => HostState::Lost,
+    fleet.roster().views().map(|host| with_state(fleet, config, host, at).into_owned()).collect()
+}
+
+fn with_state<'h>(fleet: &Fleet, config: &Config, host: &'h HostView, at: Time) -> Cow<'h, HostView> {
+    let state = match reconcile::liveness(fleet, host.id, config.heartbeat_ms, at) {
+        Liveness::Up => return Cow::Borrowed(host),
         Liveness::Late => HostState::Late,
-        Liveness::Up => host.state,
+        Liveness::Lost => HostState::Lost,
     };
-    fleet.roster().views().map(|host| HostView { state: alive(host), ..host.clone() }).collect()
+    Cow::Owned(HostView { state, ..host.clone() })
 }

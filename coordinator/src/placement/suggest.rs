@@ -1,6 +1,6 @@
 //! What would make a request fit that does not: other pages, policies or cells for it, or one instance less somewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use godwit_protocol::id::{HostId, InstanceId};
@@ -238,11 +238,12 @@ fn by_move(
         Err(refusal) => refusal.shortfall.rule > Rule::DiskFree,
         Ok(_) => false,
     };
-    let full = roster.views().filter(|host| allowed(host) && short_of_room(host));
-    let full: BTreeSet<HostId> = full.map(|host| host.id).collect();
-    let there = movable.iter().filter(|movable| full.contains(&movable.host)).take(TRIALS);
-    for movable in there {
+    let mut full: BTreeMap<HostId, bool> = BTreeMap::new();
+    for movable in movable.iter().take(TRIALS) {
         let Some(host) = roster.view(movable.host) else { continue };
+        if !*full.entry(host.id).or_insert_with(|| allowed(host) && short_of_room(host)) {
+            continue;
+        }
         let mut without = host.clone();
         without.take_off(movable.reservation);
         if place_on(&without, request, choice).is_err() {

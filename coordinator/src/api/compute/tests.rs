@@ -237,7 +237,7 @@ impl Scene {
             description: None,
             project: self.api.admin.1,
             user: self.api.admin.0,
-            flavor: a_flavor(),
+            flavor: a_flavor().into(),
             image: ImageSource {
                 image: self.image,
                 format: DiskFormat::Qcow2,

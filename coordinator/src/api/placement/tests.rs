@@ -32,6 +32,11 @@ async fn a_host_is_a_resource_provider_with_what_it_has_and_what_is_held() {
     let allocations = get(&scene, &format!("/allocations/{}", scene.instance)).await;
     let held = json!({ "VCPU": 1, "MEMORY_MB": 512, "DISK_GB": 1 });
     assert_eq!(allocations["allocations"][scene.host.to_string()]["resources"], held);
+    let traits = get(&scene, &format!("{path}/traits")).await["traits"].clone();
+    assert_eq!(
+        (traits, get(&scene, &format!("{path}/aggregates")).await["aggregates"].clone()),
+        (json!(["HW_CPU_HYPERTHREADING"]), json!([]))
+    );
     assert_eq!(get(&scene, "/resource_providers?name=h9").await, json!({ "resource_providers": [] }));
 }
 
