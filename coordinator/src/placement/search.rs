@@ -74,12 +74,25 @@ pub fn find(
     choice: &Choice,
     allowed: impl Fn(&HostView) -> bool,
 ) -> Option<Placement> {
-    let rounds = choice.terms.rounds();
-    rounds.iter().find_map(|round| {
-        roster.find(request, choice, |host| {
-            let now = rounds.len() == 1 || choice.terms.round(host.id) == *round;
-            if now && allowed(host) { place_on(host, request, choice).ok() } else { None }
-        })
+    let terms = &choice.terms;
+    let among = |hosts: &mut dyn Iterator<Item = HostId>| {
+        let views = hosts.filter_map(|host| roster.view(host)).filter(|host| allowed(host));
+        let ranked = ranked(views, request, choice);
+        ranked.into_iter().find_map(|host| place_on(host, request, choice).ok())
+    };
+    if let Some(hosts) = terms.only() {
+        return among(&mut hosts.into_iter());
+    }
+    // Hosts without members are all in one round; those with members are few, and looked at one by one.
+    let others = terms.round(HostId(uuid::Uuid::nil()));
+    terms.rounds().into_iter().find_map(|round| {
+        if round == others {
+            return roster.find(request, choice, |host| {
+                let now = terms.round(host.id) == round && allowed(host);
+                if now { place_on(host, request, choice).ok() } else { None }
+            });
+        }
+        among(&mut terms.member_hosts().filter(|host| terms.round(*host) == round))
     })
 }
 

@@ -200,6 +200,18 @@ impl Terms {
         Ok(())
     }
 
+    /// The hosts that alone can meet the terms, where they are few and known by name.
+    pub(super) fn only(&self) -> Option<BTreeSet<HostId>> {
+        let group = self.group.as_ref().filter(|group| group.policy == GroupPolicy::Affinity);
+        let group = group.filter(|group| !group.members.is_empty());
+        self.beside.clone().or_else(|| group.map(|group| group.members.keys().copied().collect()))
+    }
+
+    /// The hosts with members of the group.
+    pub(super) fn member_hosts(&self) -> impl Iterator<Item = HostId> + '_ {
+        self.group.iter().flat_map(|group| group.members.keys().copied())
+    }
+
     /// In how many rounds hosts are tried, and the round of a host: a soft group policy prefers some hosts.
     pub(super) fn round(&self, host: HostId) -> u32 {
         let Some(group) = &self.group else { return 0 };
