@@ -1,4 +1,5 @@
-//! Bulk bytes: copies in worker processes ([`worker`], [`copy`]), and migration streams over TLS ([`stream`]).
+//! Bulk bytes: copies in worker processes ([`worker`], [`copy`]), disks from host to host ([`disk_stream`]), and
+//! migration streams over TLS ([`stream`]).
 //!
 //! A copy goes the cheapest way there is: shared blocks, the file server's own copy, else through [`pass`], by a ring
 //! ([`ring`]) or by threads ([`threads`]), whichever a probe of the mounts found better.
@@ -9,6 +10,7 @@ mod chunks;
 pub mod command;
 pub mod copy;
 pub mod digests;
+pub mod disk_stream;
 mod image;
 mod journal;
 mod kernel;

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use godwit_agent::config::Config;
 use godwit_agent::datapath::WorkerCommand;
 use godwit_agent::datapath::command::CopyArgs;
+use godwit_agent::datapath::disk_stream::command::StreamCommand;
 use godwit_agent::hypervisor::chain;
 use godwit_agent::{daemon, datapath, host, inventory, join};
 use godwit_protocol::host::{Cell, Cpu};
@@ -66,6 +67,9 @@ enum Command {
     /// Copy a disk or image the cheapest way there is, sparse, resumable, whole or not at all; needs no daemon
     #[command(after_help = datapath::command::AFTER_HELP)]
     Copy(CopyArgs),
+    /// Bring a disk from one host to another over TLS: data only, on several connections, resumable
+    #[command(subcommand)]
+    Stream(StreamCommand),
     /// Move bytes; the agent starts such processes itself
     #[command(hide = true, subcommand)]
     Worker(WorkerCommand),
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
         Command::Run { dir } => run(&dir.dir),
         Command::Inventory { sysfs_root, json } => show_inventory(&sysfs_root, json),
         Command::Copy(args) => return datapath::command::run(&args),
+        Command::Stream(command) => return datapath::disk_stream::command::run(&command),
         Command::Worker(command) => return datapath::run(command),
     };
     match outcome {

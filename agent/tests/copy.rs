@@ -225,6 +225,18 @@ fn a_limit_holds_a_copy_back_and_it_says_that_it_lives() {
     assert!(lines >= 4, "{lines}");
 }
 
+/// Lanes that make room for others must not wait for ever when there is nothing left to do.
+#[test]
+fn a_polite_copy_comes_to_its_end_by_every_way() {
+    let fixture = Fixture::new();
+    for method in ["io_uring", "threads"] {
+        for _ in 0..5 {
+            fixture.report(&["--polite", "--io-class", "idle", "--method", method]);
+            assert!(fixture.is_same());
+        }
+    }
+}
+
 #[test]
 fn a_way_found_by_a_probe_is_remembered_for_the_mounts() {
     let fixture = Fixture::new();

@@ -8,12 +8,15 @@ mod footprint;
 mod locality;
 mod place;
 mod record;
+mod stream;
 
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use godwit_tests::lab::LabError;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 
 use crate::command::{self, CommandError};
 use crate::setup::{self, SetupError};
@@ -54,6 +57,8 @@ enum Name {
     All,
     /// Copying a disk image
     Copy,
+    /// A disk from one host to another
+    Stream,
     /// What the idle daemons cost
     Footprint,
     /// What telling where guests are costs
@@ -146,6 +151,11 @@ fn measure(
         print_table(&measured);
         records.extend(measured);
     }
+    if matches!(name, Name::All | Name::Stream) {
+        let measured = stream::measure(programs, effort)?;
+        print_table(&measured);
+        records.extend(measured);
+    }
     if matches!(name, Name::All | Name::Footprint) {
         let measured = footprint::measure(programs, effort)?;
         print_table(&measured);
@@ -157,6 +167,13 @@ fn measure(
         records.extend(measured);
     }
     Ok(())
+}
+
+/// User and system time of all children that have ended, in seconds.
+fn children_cpu_s() -> Result<f64, BenchError> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)
+        .map_err(|error| BenchError::io("cannot read the children's CPU time")(error.into()))?;
+    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
 }
 
 fn write(path: &Path, records: &[Record]) -> std::io::Result<()> {

@@ -105,7 +105,7 @@ fn parse_format(text: &str) -> Result<DiskFormat, String> {
 }
 
 /// A number of bytes, at least one: `4096`, `64K`, `1.5G`, `20GiB`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let wrong = || "a number of bytes such as 4096, 64K, 200M or 1.5G".to_owned();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -218,7 +218,7 @@ fn sentence(report: &CopyReport, took: Duration) -> String {
 }
 
 /// Bytes as people write them.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -233,18 +233,20 @@ fn size(bytes: u64) -> String {
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 
 /// A bar on the terminal that stderr is.
-struct Bar {
+pub(super) struct Bar {
     begun: Instant,
     shown: Option<Instant>,
     active: bool,
 }
 
 impl Bar {
-    fn new(wanted: bool) -> Self {
+    /// A bar, where one is wanted and can be seen.
+    pub(super) fn new(wanted: bool) -> Self {
         Self { begun: Instant::now(), shown: None, active: wanted && std::io::stderr().is_terminal() }
     }
 
-    fn show(&mut self, done: u64, total: u64) {
+    /// Shows how far it is, if that was not shown just now.
+    pub(super) fn show(&mut self, done: u64, total: u64) {
         if !self.active || self.shown.is_some_and(|shown| shown.elapsed() < SHOW_EVERY) {
             return;
         }
@@ -252,7 +254,8 @@ impl Bar {
         eprint!("\r{}\x1b[K", picture(done, total, self.begun.elapsed()));
     }
 
-    fn clear(&self) {
+    /// Takes it away.
+    pub(super) fn clear(&self) {
         if self.shown.is_some() {
             eprint!("\r\x1b[K");
         }

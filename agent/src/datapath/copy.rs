@@ -9,17 +9,18 @@ mod passing;
 mod verify;
 
 pub use error::CopyError;
+pub(super) use error::io_error;
+pub(super) use growing::Growing;
 pub use growing::journal;
 pub use order::{CopyOrder, CopyReport, Options, Phases};
 
 use super::choice::Method;
-use super::digests::{self, Digests, ZeroDigests};
+use super::digests::{self, Digests, Whole, ZeroDigests};
 use super::image::{Image, ImageError, read_header};
 use super::journal::{Journal, Stamp, Subject};
 use super::kernel::{reflink, set_io_class};
-use error::io_error;
 use godwit_protocol::image::DiskFormat;
-use growing::Growing;
+pub(super) use passing::set_direct;
 use passing::{Passing, Prepared};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -47,7 +48,7 @@ pub fn copy(order: &CopyOrder, progress: &mut (dyn FnMut(u64, u64) + Send)) -> R
     let stamp = Stamp::of(&source).map_err(io_error("look at", &order.source))?;
     let plan = Plan::new(order, &source, metadata.len())?;
     let mode = order.options.mode.unwrap_or(PRIVATE);
-    let growing = Growing::claim(&order.destination, &metadata, order.options.overwrite, mode)?;
+    let growing = Growing::claim(&order.destination, Some(&metadata), order.options.overwrite, mode)?;
     let copying = Copying { order, source: &source, stamp, plan: &plan, growing: &growing };
     let mut made = match copying.make(begun, progress) {
         Ok(made) => made,
@@ -61,7 +62,9 @@ pub fn copy(order: &CopyOrder, progress: &mut (dyn FnMut(u64, u64) + Send)) -> R
     if Stamp::of(&source).map_err(io_error("look at", &order.source))? != stamp {
         return Err(CopyError::SourceChanged(order.source.clone()));
     }
-    publish(order, growing, &mut made)?;
+    let whole = Whole { sha512: made.report.sha512.clone(), md5: made.report.md5.clone() };
+    let list = made.journal.as_ref().filter(|_| order.options.digests);
+    made.report.digests_root = publish(&order.destination, growing, list, &whole)?;
     Ok(made.report)
 }
 
@@ -71,40 +74,48 @@ struct Made {
     journal: Option<Journal>,
 }
 
-/// Gives the copy its name, and the list of its digests the name beside it.
-fn publish(order: &CopyOrder, growing: Growing, made: &mut Made) -> Result<(), CopyError> {
-    let list = digests::beside(&order.destination);
-    let mut unfinished = list.clone().into_os_string();
+/// Gives the copy its name, and the list of its digests, where one is wanted, the name beside it; the answer is the
+/// list's root.
+pub(super) fn publish(
+    destination: &Path,
+    growing: Growing,
+    list: Option<&Journal>,
+    whole: &Whole,
+) -> Result<Option<String>, CopyError> {
+    let path = digests::beside(destination);
+    let mut unfinished = path.clone().into_os_string();
     unfinished.push(".partial");
     let unfinished = Path::new(&unfinished);
     let remove = |path: &Path| match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
         _ => Ok(()),
     };
-    if order.options.digests
-        && let Some(journal) = &made.journal
-    {
+    let mut root = None;
+    if let Some(journal) = list {
         remove(unfinished)?;
         let about = growing.file.metadata().map_err(io_error("look at", &growing.path))?;
         let zeros = ZeroDigests::new(digests::DIGEST_CHUNK_BYTES);
-        let whole = digests::Whole { sha512: made.report.sha512.clone(), md5: made.report.md5.clone() };
         let each = |offset: u64| {
             let length = (about.len() - offset).min(digests::DIGEST_CHUNK_BYTES as u64) as usize;
             verify::noted(journal, &zeros, offset, length)
         };
-        let root = digests::write(unfinished, &about, &whole, each).map_err(io_error("write", unfinished))?;
-        made.report.digests_root = Some(root);
+        let written = digests::write(unfinished, &about, whole, each);
+        root = Some(written.map_err(io_error("write", unfinished))?);
     }
     // A list about what was there before must not outlive it.
-    remove(&list)?;
+    remove(&path)?;
     growing.publish().inspect_err(|_| drop(fs::remove_file(unfinished)))?;
-    if order.options.digests {
-        fs::rename(unfinished, &list).map_err(io_error("rename", unfinished))?;
+    if list.is_some() {
+        fs::rename(unfinished, &path).map_err(io_error("rename", unfinished))?;
     }
-    Ok(())
+    Ok(root)
 }
 
-fn open_source(path: &Path) -> Result<File, CopyError> {
+/// Opens what is to be read: a regular file, and no link to one.
+///
+/// # Errors
+/// [`CopyError::NoSource`], [`CopyError::NotRegular`], [`CopyError::Io`].
+pub(super) fn open_source(path: &Path) -> Result<File, CopyError> {
     // O_NONBLOCK: opening a FIFO would wait for a writer.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {

@@ -85,6 +85,8 @@ struct Walk {
     chunks: Chunks,
     position: u64,
     budget: Option<u64>,
+    /// Nothing more is handed out for now: who waits need not.
+    ended: bool,
 }
 
 struct Tally<'a> {
@@ -156,7 +158,7 @@ impl<'a> Pass<'a> {
             size_bytes,
             zero_digests: ZeroDigests::new(if extras.digests { chunk_bytes } else { 0 }),
             extras,
-            walk: Mutex::new(Walk { chunks, position: 0, budget: None }),
+            walk: Mutex::new(Walk { chunks, position: 0, budget: None, ended: false }),
             tally: Mutex::new(tally),
             limit: Mutex::new(limit),
             courtesy,
@@ -165,7 +167,8 @@ impl<'a> Pass<'a> {
 
     /// Lets only so many more bytes be handed out; none: all.
     pub(super) fn allow(&self, budget: Option<u64>) {
-        lock(&self.walk).budget = budget;
+        let mut walk = lock(&self.walk);
+        (walk.budget, walk.ended) = (budget, false);
     }
 
     /// What was done so far.
@@ -190,6 +193,9 @@ impl<'a> Pass<'a> {
 
     /// How long lane `lane` should wait before it takes a chunk. Who waits is still alive, and says so.
     pub(super) fn wait(&self, lane: usize) -> Duration {
+        if lock(&self.walk).ended {
+            return Duration::ZERO;
+        }
         let limited = lock(&self.limit).as_ref().map_or(Duration::ZERO, |limit| limit.wait(Instant::now()));
         let polite = match &self.courtesy {
             Some(courtesy) if lane >= lock(courtesy).lanes() => Duration::from_millis(20),
@@ -206,10 +212,14 @@ impl<'a> Pass<'a> {
     pub(super) fn next(&self) -> Result<Option<Chunk>, TransferError> {
         loop {
             let mut walk = lock(&self.walk);
-            if walk.budget == Some(0) {
+            let chunk = match walk.budget {
+                Some(0) => None,
+                _ => walk.chunks.next().map_err(TransferError::Read)?,
+            };
+            let Some(chunk) = chunk else {
+                walk.ended = true;
                 return Ok(None);
-            }
-            let Some(chunk) = walk.chunks.next().map_err(TransferError::Read)? else { return Ok(None) };
+            };
             let length = chunk.parts.iter().map(|part| part.length as u64).sum::<u64>();
             walk.budget = walk.budget.map(|budget| budget.saturating_sub(length));
             let hole = chunk.offset.saturating_sub(walk.position);
@@ -369,7 +379,8 @@ impl<'a> Pass<'a> {
         if let Some(ordered) = self.extras.ordered {
             ordered.stop();
         }
-        lock(&self.walk).budget = Some(0);
+        let mut walk = lock(&self.walk);
+        (walk.budget, walk.ended) = (Some(0), true);
     }
 }
 

@@ -13,11 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike as _;
-
 use super::record::{Record, cost};
-use super::{BenchError, Effort};
+use super::{BenchError, Effort, children_cpu_s};
 use crate::command;
 use stage::{Place, Stage};
 use tools::{Task, Tool};
@@ -193,13 +190,6 @@ fn read_through(path: &Path) -> Result<(), BenchError> {
     let failed = BenchError::io(format!("cannot read {}", path.display()));
     let read = File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut std::io::sink()));
     read.map(drop).map_err(failed)
-}
-
-/// User and system time of all children that have ended.
-fn children_cpu_s() -> Result<f64, BenchError> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)
-        .map_err(|error| BenchError::io("cannot read the children's CPU time")(error.into()))?;
-    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
 }
 
 /// Random data, with holes in turns but for a full disk; how many bytes of data it has.

@@ -159,7 +159,10 @@ impl From<CopyError> for RequestError {
 }
 
 /// What the file system said of doing `action` to `path`.
-pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CopyError {
+pub(in crate::datapath) fn io_error(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> CopyError {
     let path = path.to_owned();
     move |source| CopyError::Io { action, path, source }
 }

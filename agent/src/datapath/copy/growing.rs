@@ -20,9 +20,9 @@ const LOCK_WITHIN: Duration = Duration::from_secs(1);
 
 /// The growing file.
 #[derive(Debug)]
-pub(super) struct Growing {
-    pub(super) file: File,
-    pub(super) path: PathBuf,
+pub(in crate::datapath) struct Growing {
+    pub(in crate::datapath) file: File,
+    pub(in crate::datapath) path: PathBuf,
     destination: PathBuf,
     overwrite: bool,
     /// Whether dropping it leaves it.
@@ -54,9 +54,9 @@ impl Growing {
     /// # Errors
     /// [`CopyError::NoName`], [`CopyError::DestinationExists`], [`CopyError::DestinationKind`],
     /// [`CopyError::SameFile`], [`CopyError::Busy`], [`CopyError::Io`].
-    pub(super) fn claim(
+    pub(in crate::datapath) fn claim(
         destination: &Path,
-        source: &Metadata,
+        source: Option<&Metadata>,
         overwrite: bool,
         mode: u32,
     ) -> Result<Self, CopyError> {
@@ -91,22 +91,22 @@ impl Growing {
     }
 
     /// Sets its size.
-    pub(super) fn resize(&self, size_bytes: u64) -> Result<(), CopyError> {
+    pub(in crate::datapath) fn resize(&self, size_bytes: u64) -> Result<(), CopyError> {
         self.file.set_len(size_bytes).map_err(io_error("resize", &self.path))
     }
 
     /// Leaves the file and its journal to a later attempt.
-    pub(super) fn keep(mut self) {
+    pub(in crate::datapath) fn keep(mut self) {
         self.keep = true;
     }
 
     /// Brings it to stable storage under its own name.
-    pub(super) fn sync(&self) -> Result<(), CopyError> {
+    pub(in crate::datapath) fn sync(&self) -> Result<(), CopyError> {
         self.file.sync_all().map_err(io_error("sync", &self.path))
     }
 
     /// Gives it its name. What has that name already stays whole until then.
-    pub(super) fn publish(mut self) -> Result<(), CopyError> {
+    pub(in crate::datapath) fn publish(mut self) -> Result<(), CopyError> {
         let flags = if self.overwrite { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
         match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &self.destination, flags) {
             Err(Errno::EEXIST) => return Err(CopyError::DestinationExists(self.destination.clone())),
@@ -152,7 +152,11 @@ impl Drop for Growing {
     }
 }
 
-fn check_destination(destination: &Path, source: &Metadata, overwrite: bool) -> Result<(), CopyError> {
+fn check_destination(
+    destination: &Path,
+    source: Option<&Metadata>,
+    overwrite: bool,
+) -> Result<(), CopyError> {
     let there = match fs::symlink_metadata(destination) {
         Ok(there) => there,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -161,7 +165,7 @@ fn check_destination(destination: &Path, source: &Metadata, overwrite: bool) -> 
     if !overwrite {
         return Err(CopyError::DestinationExists(destination.to_owned()));
     }
-    if (there.dev(), there.ino()) == (source.dev(), source.ino()) {
+    if source.is_some_and(|source| (there.dev(), there.ino()) == (source.dev(), source.ino())) {
         return Err(CopyError::SameFile(destination.to_owned()));
     }
     match there.is_file() {

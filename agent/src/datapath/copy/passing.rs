@@ -30,7 +30,7 @@ const WARM_PERCENT: u64 = 80;
 const LOOKS: usize = 64;
 
 /// Whether the file now bypasses the page cache as wanted.
-pub(super) fn set_direct(file: &File, direct: bool) -> bool {
+pub(in crate::datapath) fn set_direct(file: &File, direct: bool) -> bool {
     let Ok(flags) = fcntl(file, FcntlArg::F_GETFL) else { return false };
     let mut flags = OFlag::from_bits_retain(flags);
     flags.set(OFlag::O_DIRECT, direct);
