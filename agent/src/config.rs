@@ -4,6 +4,7 @@ use crate::hypervisor::{MemoryBinding, Virtualization};
 use crate::network::netlink::UnderlayChoice;
 use crate::state::{StateError, write_atomic};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -119,6 +120,7 @@ struct Written {
     reserved_memory_mib: Option<u64>,
     memory_binding: MemoryBinding,
     virtualization: Virtualization,
+    physical_networks: BTreeMap<String, String>,
 }
 
 fn parsed<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
@@ -159,6 +161,8 @@ pub struct Config {
     pub memory_binding: MemoryBinding,
     /// How guests are run.
     pub virtualization: Virtualization,
+    /// Links that flat and VLAN networks may use, by the name of their physical network.
+    pub physical_networks: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -194,8 +198,33 @@ impl Config {
             reserved_memory_bytes: written.reserved_memory_mib.unwrap_or(512).saturating_mul(1 << 20),
             memory_binding: written.memory_binding,
             virtualization: written.virtualization,
+            physical_networks: physical_networks(written.physical_networks, dir)?,
         })
     }
+}
+
+/// Names that the API takes, links that the kernel can have, and none for two networks: what one has, the other would
+/// get.
+fn physical_networks(
+    written: BTreeMap<String, String>,
+    dir: &Path,
+) -> Result<BTreeMap<String, String>, ConfigError> {
+    let wrong = |message| Err(ConfigError::Wrong { path: dir.join("agent.toml"), message });
+    let mut links = BTreeMap::new();
+    for (name, link) in &written {
+        if name.is_empty() || name.len() > 64 || name.contains(char::is_whitespace) {
+            return wrong(format!(
+                "physical_networks: {name:?} is no name of 1 to 64 characters without blanks"
+            ));
+        }
+        if link.is_empty() || link.len() > 15 || link.contains(|c: char| c == '/' || c.is_whitespace()) {
+            return wrong(format!("physical_networks: {name} = {link:?}: that is no link's name"));
+        }
+        if let Some(other) = links.insert(link, name) {
+            return wrong(format!("physical_networks: {other} and {name} have the same link {link}"));
+        }
+    }
+    Ok(written)
 }
 
 /// Names the coordinator in `DIR/agent.toml` and leaves every other line as it is.
@@ -250,6 +279,8 @@ mod tests {
             ("shared_cpus = \"0-99999999\"", "0-99999999"),
             ("memory_binding = \"loose\"", "loose"),
             ("reserved_memory_mib = -1", "-1"),
+            ("physical_networks = { outside = \"no/link\" }", "no/link"),
+            ("physical_networks = { a = \"eth1\", b = \"eth1\" }", "the same link eth1"),
         ] {
             let error = load(&format!("coordinator = \"127.0.0.1:1\"\n{line}")).unwrap_err().to_string();
             assert!(error.contains(text), "{line}: {error}");

@@ -92,7 +92,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let registry = Registry::new();
     registry.register(Box::new(Process::new(&state.host().to_string())?))?;
     let metrics = Metrics::bind(&config.metrics_listen, registry.clone()).await?;
-    let network = Netlink::open(&config.underlay)?;
+    let network = Netlink::open(&config.underlay)?.with_physical(config.physical_networks.clone());
     let underlay = network.underlay()?;
     watch_underlay(&underlay.link, &config.bpffs, &registry)?;
     let (coordinator, host) = (config.coordinator, state.host());

@@ -74,6 +74,7 @@ impl Host {
             underlay: self.network.underlay()?,
             migration_address: Some(self.migration_listen),
             pools: vec![self.pool.report(POOL_PATIENCE)],
+            physical_networks: self.network.physical_networks()?,
         };
         Ok(HostReport {
             host: self.id,

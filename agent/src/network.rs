@@ -6,8 +6,8 @@ pub mod netlink;
 pub(crate) mod sandbox;
 
 use godwit_protocol::error::{ErrorKind, RequestError};
-use godwit_protocol::host::{Link, Underlay};
-use godwit_protocol::network::{NetworkReported, NetworkWanted};
+use godwit_protocol::host::{Link, PhysicalNetwork, Underlay};
+use godwit_protocol::network::{Carrier, FIRST_PROVIDED, NetworkReported, NetworkWanted};
 use godwit_protocol::port::Mac;
 use std::net::IpAddr;
 
@@ -47,6 +47,12 @@ pub trait HostNetwork: Send + Sync {
     /// # Errors
     /// The link is not there.
     fn underlay(&self) -> Result<Underlay, NetworkError>;
+
+    /// The links that flat and VLAN networks may use and that are there.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn physical_networks(&self) -> Result<Vec<PhysicalNetwork>, NetworkError>;
 }
 
 /// What [`HostNetwork::ensure`] had to do, in changes of each kind.
@@ -97,6 +103,36 @@ pub enum NetworkError {
         /// Where to; nothing: anywhere.
         towards: Option<IpAddr>,
     },
+    /// The host has no such physical network.
+    #[error("this host has no physical network {physical}: name its link in physical_networks of agent.toml")]
+    NoPhysical {
+        /// Its name in the API.
+        physical: String,
+    },
+    /// The link of a physical network is not there.
+    #[error("there is no link {link}, which physical_networks in agent.toml gives for {physical}")]
+    NoLink {
+        /// Its name in the API.
+        physical: String,
+        /// The link.
+        link: String,
+    },
+    /// The link of a physical network serves something else.
+    #[error("the link {link} cannot carry the physical network {physical}: {reason}")]
+    LinkTaken {
+        /// Its name in the API.
+        physical: String,
+        /// The link.
+        link: String,
+        /// What it serves.
+        reason: String,
+    },
+    /// The kernel has no VLANs.
+    #[error("this host's kernel has no VLAN links: load the module 8021q")]
+    NoVlans {
+        /// What it said.
+        source: netlink::KernelError,
+    },
     /// The underlay's packets are too small for those of the network.
     #[error(
         "network with VNI {vni} has an MTU of {mtu} bytes and needs one of {need} on the underlay, \
@@ -142,7 +178,8 @@ impl NetworkError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Invalid { .. } => ErrorKind::Invalid,
-            Self::MtuTooLarge { .. } => ErrorKind::Conflict,
+            Self::MtuTooLarge { .. } | Self::LinkTaken { .. } => ErrorKind::Conflict,
+            Self::NoPhysical { .. } | Self::NoLink { .. } | Self::NoVlans { .. } => ErrorKind::Conflict,
             Self::NoUnderlay { .. } | Self::NoRoute { .. } => ErrorKind::Unavailable,
             Self::Setting { .. } | Self::Kernel { .. } => ErrorKind::Internal,
         }
@@ -169,14 +206,41 @@ fn overhead_bytes(underlay: IpAddr) -> u32 {
 fn check(wanted: &NetworkWanted, underlay: &Underlay) -> Result<(), NetworkError> {
     let vni = wanted.vni;
     let invalid = |reason: String| Err(NetworkError::Invalid { vni, reason });
-    if !(1..1 << 24).contains(&vni) {
+    if wanted.mtu < 68 {
+        return invalid(format!("an MTU of {} bytes is less than the 68 that IPv4 needs", wanted.mtu));
+    }
+    if !wanted.carrier.is_vxlan() {
+        if vni < FIRST_PROVIDED {
+            return invalid(format!("a network on a link has a number from {FIRST_PROVIDED} on"));
+        }
+        if matches!(wanted.carrier, Carrier::Vlan(_, 0 | 4095..)) {
+            return invalid("a VLAN is a number from 1 to 4094".into());
+        }
+        if !wanted.forwarding.is_empty() || !wanted.flood.is_empty() {
+            return invalid("a network on a link has no tunnels".into());
+        }
+        return Ok(());
+    }
+    if !(1..FIRST_PROVIDED).contains(&vni) {
         return invalid("a VNI is a number from 1 to 16777215".into());
     }
     if wanted.udp_port == 0 {
         return invalid("zero is no UDP port".into());
     }
-    if wanted.mtu < 68 {
-        return invalid(format!("an MTU of {} bytes is less than the 68 that IPv4 needs", wanted.mtu));
+    if let Carrier::VxlanGroup { group, ttl } = wanted.carrier {
+        if !group.is_multicast() || group.is_ipv4() != underlay.address.is_ipv4() {
+            let own = underlay.address;
+            return invalid(format!(
+                "{group} is no multicast group of the underlay, where this host is {own}: set `multicast_groups` in \
+                 coordinator.toml to a range of the underlay's family"
+            ));
+        }
+        if ttl == 0 {
+            return invalid("a packet to a group takes at least one hop".into());
+        }
+        if wanted.flood != [group] {
+            return invalid(format!("broadcast is to go to the group {group} alone"));
+        }
     }
     for (index, entry) in wanted.forwarding.iter().enumerate() {
         let mac = entry.mac;
@@ -187,7 +251,8 @@ fn check(wanted: &NetworkWanted, underlay: &Underlay) -> Result<(), NetworkError
             return invalid(format!("{mac} is to be behind two hosts"));
         }
     }
-    let vteps = wanted.forwarding.iter().map(|entry| entry.vtep).chain(wanted.flood.iter().copied());
+    let replicated = if wanted.carrier == Carrier::Vxlan { wanted.flood.as_slice() } else { &[] };
+    let vteps = wanted.forwarding.iter().map(|entry| entry.vtep).chain(replicated.iter().copied());
     for vtep in vteps {
         if vtep == underlay.address {
             return invalid(format!("{vtep} is this host's own address on the underlay"));

@@ -9,7 +9,7 @@ use crate::session::Service;
 use crate::subnet::{Range, create_subnet};
 use crate::{App, find_all};
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What can be done with networks.
 #[derive(Subcommand)]
@@ -24,6 +24,15 @@ pub(crate) enum Command {
         /// Largest packet in bytes [default: what the underlay leaves]
         #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65535))]
         mtu: Option<u32>,
+        /// What carries the network: VXLAN, or a link that hosts name in agent.toml
+        #[arg(long, value_name = "TYPE", value_parser = ["vxlan", "flat", "vlan"])]
+        provider_network_type: Option<String>,
+        /// The name of the link
+        #[arg(long, value_name = "NAME", requires = "provider_network_type")]
+        provider_physical_network: Option<String>,
+        /// The tag of a VLAN, or the VXLAN number
+        #[arg(long, value_name = "NUMBER", requires = "provider_network_type")]
+        provider_segment: Option<u32>,
     },
     /// List networks
     List,
@@ -49,7 +58,7 @@ const COLUMNS: &[Column] = &[
     ("id", |network| cell(&network["id"])),
     ("name", |network| cell(&network["name"])),
     ("status", |network| cell(&network["status"])),
-    ("vni", |network| cell(&network["provider:segmentation_id"])),
+    ("segment", |network| cell(&network["provider:segmentation_id"])),
     ("mtu", |network| cell(&network["mtu"])),
     ("subnets", |network| cell(&network["subnets"])),
 ];
@@ -59,7 +68,8 @@ const ROWS: &[Column] = &[
     ("name", |network| cell(&network["name"])),
     ("status", |network| cell(&network["status"])),
     ("type", |network| cell(&network["provider:network_type"])),
-    ("vni", |network| cell(&network["provider:segmentation_id"])),
+    ("physical", |network| cell(&network["provider:physical_network"])),
+    ("segment", |network| cell(&network["provider:segmentation_id"])),
     ("mtu", |network| cell(&network["mtu"])),
     ("shared", |network| cell(&network["shared"])),
     ("subnets", |network| cell(&network["subnets"]).replace(", ", "\n")),
@@ -70,10 +80,25 @@ impl Command {
     /// Does it.
     pub(crate) fn run(self, app: &App) -> Result<()> {
         match self {
-            Command::Create { name, subnet, mtu } => {
+            Command::Create {
+                name,
+                subnet,
+                mtu,
+                provider_network_type,
+                provider_physical_network,
+                provider_segment,
+            } => {
                 let mut body = json!({"network": {"name": name, "admin_state_up": true}});
-                if let Some(mtu) = mtu {
-                    body["network"]["mtu"] = json!(mtu);
+                let wishes = [
+                    ("mtu", mtu.map(Value::from)),
+                    ("provider:network_type", provider_network_type.map(Value::from)),
+                    ("provider:physical_network", provider_physical_network.map(Value::from)),
+                    ("provider:segmentation_id", provider_segment.map(Value::from)),
+                ];
+                for (key, value) in wishes {
+                    if let Some(value) = value {
+                        body["network"][key] = value;
+                    }
                 }
                 let network = NETWORK.unwrap(app.session.post(Service::Network, "/networks", &body)?);
                 let id = id(&network)?;

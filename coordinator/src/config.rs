@@ -2,8 +2,9 @@
 
 use crate::placement::Order;
 use godwit_protocol::network::Unknown;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// The coordinator's settings; `init` writes them, people change them.
@@ -30,6 +31,15 @@ pub struct Config {
     /// VXLAN's UDP port.
     #[serde(default = "default_vxlan_port")]
     pub vxlan_port: u16,
+    /// How broadcast reaches the other hosts of a VXLAN network.
+    #[serde(default)]
+    pub flood: Flood,
+    /// Groups of the underlay, such as `239.0.0.0/8`, of which each VXLAN network has the one with its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multicast_groups: Option<IpNet>,
+    /// Hops that a packet to a group may take; more than 1 where routers of the underlay pass multicast on.
+    #[serde(default = "default_multicast_ttl")]
+    pub multicast_ttl: u8,
     /// What becomes of a packet for an Ethernet address that no port has: `drop` or `flood`.
     #[serde(default = "Unknown::drop")]
     pub unknown_unicast: Unknown,
@@ -54,6 +64,17 @@ pub struct Config {
     /// Longest pause of a guest at the end of a live migration, in milliseconds.
     #[serde(default = "default_downtime_ms")]
     pub max_downtime_ms: u64,
+}
+
+/// How broadcast, and what is unknown, reaches the other hosts of a VXLAN network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flood {
+    /// As one copy to each host with a port, which asks nothing of the underlay.
+    #[default]
+    HeadEnd,
+    /// As one packet to a multicast group, which hosts with a port join.
+    Multicast,
 }
 
 /// Ratios of promised to real.
@@ -90,6 +111,9 @@ fn default_vni_range() -> String {
 }
 fn default_vxlan_port() -> u16 {
     4789
+}
+fn default_multicast_ttl() -> u8 {
+    1
 }
 fn default_heartbeat_ms() -> u64 {
     1000
@@ -171,6 +195,20 @@ impl Config {
         }
     }
 
+    /// The underlay's group of a VXLAN network; none: broadcast is replicated to each host. Where the range has
+    /// fewer addresses than there are networks, some share a group, and hosts drop what is not theirs.
+    pub fn multicast_group(&self, vni: u32) -> Option<IpAddr> {
+        let range = self.multicast_groups.filter(|_| self.flood == Flood::Multicast)?;
+        Some(match range {
+            IpNet::V4(range) => {
+                IpAddr::V4((range.network().to_bits() | (vni & range.hostmask().to_bits())).into())
+            }
+            IpNet::V6(range) => IpAddr::V6(
+                (range.network().to_bits() | (u128::from(vni) & range.hostmask().to_bits())).into(),
+            ),
+        })
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         self.vnis()?;
         let value = |key, value: String, rule| Err(ConfigError::Value { key, value, rule });
@@ -188,6 +226,7 @@ impl Config {
         if ![cpu, memory].iter().all(|ratio| (1.0..=1000.0).contains(ratio)) {
             return value("overcommit", format!("{cpu}, {memory}"), "ratios from 1.0 to 1000.0");
         }
+        self.check_flood()?;
         if !(100..=60_000).contains(&self.heartbeat_ms) {
             return value("heartbeat_ms", self.heartbeat_ms.to_string(), "from 100 to 60000 milliseconds");
         }
@@ -223,6 +262,41 @@ impl Config {
         }
         Ok(())
     }
+
+    /// That groups are some that switches and routers may keep to their members: not those of a link's own protocols,
+    /// which go to every port (RFC 4541, 2.1.2), nor those that no packet may leave a host to (RFC 4291, 2.7).
+    fn check_flood(&self) -> Result<(), ConfigError> {
+        let value = |key, value: String, rule| Err(ConfigError::Value { key, value, rule });
+        let Some(range) = self.multicast_groups else {
+            return match self.flood {
+                Flood::HeadEnd => Ok(()),
+                Flood::Multicast => value(
+                    "flood",
+                    "multicast".into(),
+                    "needs multicast_groups, a range such as 239.0.0.0/8 or ff05::/16",
+                ),
+            };
+        };
+        let usable = match range {
+            IpNet::V4(range) => {
+                let local = ipnet::Ipv4Net::new_assert([224, 0, 0, 0].into(), 24);
+                range.network().is_multicast() && !range.contains(&local) && !local.contains(&range)
+            }
+            IpNet::V6(range) => {
+                range.prefix_len() >= 16
+                    && range.network().is_multicast()
+                    && range.network().segments()[0] & 0xf >= 2
+            }
+        };
+        if !usable {
+            let rule = "a range of multicast addresses outside of 224.0.0.0/24; of IPv6 within one scope from ff02::/16";
+            return value("multicast_groups", range.to_string(), rule);
+        }
+        if self.multicast_ttl == 0 {
+            return value("multicast_ttl", self.multicast_ttl.to_string(), "from 1 to 255 hops");
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -245,6 +319,13 @@ mod tests {
             ("vni_range", "\"9:5\""),
             ("vni_range", "\"1:16777216\""),
             ("vxlan_port", "0"),
+            ("flood", "\"multicast\""),
+            ("multicast_groups", "\"10.0.0.0/8\""),
+            ("multicast_groups", "\"224.0.0.0/4\""),
+            ("multicast_groups", "\"224.0.0.128/25\""),
+            ("multicast_groups", "\"ff01::/16\""),
+            ("multicast_groups", "\"ff00::/8\""),
+            ("multicast_ttl", "0\nmulticast_groups = \"239.0.0.0/8\""),
             ("heartbeat_ms", "99"),
             ("host_patience_seconds", "0"),
             ("host_patience_seconds", "3601"),
@@ -261,5 +342,19 @@ mod tests {
         let unknown = read("hosts = 3\n").expect_err("there is no such key");
         assert!(std::error::Error::source(&unknown).expect("has one").to_string().contains("hosts"));
         assert_eq!(read("").expect("is whole").host_patience_seconds, 60);
+    }
+
+    #[test]
+    fn each_network_has_the_group_with_its_number() {
+        let group = |range: &str, vni| {
+            let lines = format!("flood = \"multicast\"\nmulticast_groups = \"{range}\"\n");
+            read(&lines).expect("is whole").multicast_group(vni).expect("has one").to_string()
+        };
+        assert_eq!(group("239.0.0.0/8", 1001), "239.0.3.233");
+        assert_eq!(group("239.0.0.0/8", 0xff_ffff), "239.255.255.255");
+        assert_eq!(group("239.1.1.1/32", 1001), "239.1.1.1");
+        assert_eq!(group("239.1.0.0/24", 1001), "239.1.0.233");
+        assert_eq!(group("ff05::/16", 1001), "ff05::3e9");
+        assert_eq!(read("multicast_groups = \"239.0.0.0/8\"").expect("is whole").multicast_group(1001), None);
     }
 }

@@ -1,7 +1,7 @@
 //! A new installation: its folder, certificates, keys, first user and flavors.
 
 use crate::ca::{Ca, CaError};
-use crate::config::{Config, Overcommit};
+use crate::config::{Config, Flood, Overcommit};
 use crate::fleet::Change;
 use crate::fleet::identity::{Project, Role, User};
 use crate::fleet::instance::Flavor;
@@ -190,6 +190,9 @@ fn settings_of(plan: &Plan) -> Result<Config, InitError> {
         pool: plan.pool.clone(),
         vni_range: "1001:2000".into(),
         vxlan_port: 4789,
+        flood: Flood::HeadEnd,
+        multicast_groups: None,
+        multicast_ttl: 1,
         unknown_unicast: Unknown::Drop,
         unknown_neighbours: Unknown::Flood,
         overcommit: Overcommit::default(),

@@ -3,11 +3,11 @@
 
 use crate::app::{App, Shared};
 use crate::config::Config;
-use crate::fleet::network::{Network, Port};
+use crate::fleet::network::{Network, Port, Segment};
 use crate::fleet::{Change, Fleet};
 use godwit_protocol::error::RequestError;
 use godwit_protocol::id::{HostId, NetworkId};
-use godwit_protocol::network::{Forwarding, LocalPort, NetworkWanted};
+use godwit_protocol::network::{Carrier, Forwarding, LocalPort, NetworkWanted, Unknown};
 use godwit_protocol::request::AgentRequest;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -68,6 +68,15 @@ pub fn wanted(fleet: &Fleet, network: &Network, host: HostId, config: &Config) -
             forwarding.push(Forwarding { mac: port.mac, addresses: addresses(port), vtep });
         }
     }
+    let carrier = carrier(network, config);
+    if let Carrier::VxlanGroup { group, .. } = carrier {
+        flood = [group].into();
+    }
+    if !carrier.is_vxlan() {
+        // The link's other stations are nobody's that we know.
+        (forwarding, flood, floating) = Default::default();
+    }
+    let otherwise = |policy| if carrier.is_vxlan() { policy } else { Unknown::Flood };
     let subnets = fleet.subnets.values().filter(|s| s.network == network.id);
     Some(NetworkWanted {
         network: network.id,
@@ -80,9 +89,21 @@ pub fn wanted(fleet: &Fleet, network: &Network, host: HostId, config: &Config) -
         flood: flood.into_iter().collect(),
         floating: floating.difference(&macs).copied().collect(),
         routers: subnets.filter_map(|s| s.gateway).filter(IpAddr::is_ipv6).collect(),
-        unknown_unicast: config.unknown_unicast,
-        unknown_neighbours: config.unknown_neighbours,
+        unknown_unicast: otherwise(config.unknown_unicast),
+        unknown_neighbours: otherwise(config.unknown_neighbours),
+        carrier,
     })
+}
+
+fn carrier(network: &Network, config: &Config) -> Carrier {
+    match &network.segment {
+        Segment::Vxlan => match config.multicast_group(network.vni) {
+            Some(group) => Carrier::VxlanGroup { group, ttl: config.multicast_ttl },
+            None => Carrier::Vxlan,
+        },
+        Segment::Flat { physical } => Carrier::Flat(physical.clone()),
+        Segment::Vlan { physical, tag } => Carrier::Vlan(physical.clone(), *tag),
+    }
 }
 
 /// The change that makes hosts take a network's new state over any older one. It belongs into every change of
@@ -167,7 +188,9 @@ pub fn drift(fleet: &Fleet, host: HostId, config: &Config) -> BTreeSet<NetworkId
             (Some(wanted), Some(is)) => {
                 let want: BTreeSet<_> = wanted.forwarding.iter().map(|f| (f.mac, f.vtep)).collect();
                 let flood: BTreeSet<_> = wanted.flood.iter().copied().collect();
-                want != is.forwarding.iter().copied().collect() || flood != is.flood.iter().copied().collect()
+                want != is.forwarding.iter().copied().collect()
+                    || flood != is.flood.iter().copied().collect()
+                    || wanted.carrier.group_ttl() != is.group_ttl
             }
             _ => true,
         };

@@ -33,6 +33,20 @@ pub struct Inventory {
     pub migration_address: Option<std::net::SocketAddr>,
     /// The storage the host reaches.
     pub pools: Vec<PoolReport>,
+    /// Links that flat and VLAN networks may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub physical_networks: Vec<PhysicalNetwork>,
+}
+
+/// A link that flat and VLAN networks may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhysicalNetwork {
+    /// Its name in the API.
+    pub name: String,
+    /// The host's link.
+    pub link: String,
+    /// The link's MTU in bytes.
+    pub mtu: u32,
 }
 
 /// The hypervisor under libvirt.

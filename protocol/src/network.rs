@@ -12,8 +12,12 @@ use std::net::IpAddr;
 pub struct NetworkWanted {
     /// Which.
     pub network: NetworkId,
-    /// VXLAN network identifier, 1 to 16777215.
+    /// Its number, which names its links: the VXLAN network identifier, 1 to 16777215, or from [`FIRST_PROVIDED`] on
+    /// for a network that a provider's link carries.
     pub vni: u32,
+    /// What carries it from host to host.
+    #[serde(default)]
+    pub carrier: Carrier,
     /// MTU of the overlay in bytes.
     pub mtu: u32,
     /// UDP port of VXLAN.
@@ -38,6 +42,45 @@ pub struct NetworkWanted {
     /// What becomes of a question, by ARP or neighbour discovery, for an IP address that no port has.
     #[serde(default = "Unknown::flood")]
     pub unknown_neighbours: Unknown,
+}
+
+/// The first number of networks that have no VXLAN network identifier.
+pub const FIRST_PROVIDED: u32 = 1 << 24;
+
+/// What carries a network from host to host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Carrier {
+    /// VXLAN; broadcast goes as one copy to each host that has a port.
+    #[default]
+    Vxlan,
+    /// VXLAN; broadcast goes as one packet to a group of the underlay, which each host with a port joins.
+    VxlanGroup {
+        /// The multicast address.
+        group: IpAddr,
+        /// Hops that a packet to it may take, from 1. The kernel has one figure for all packets of a device: more than
+        /// 1 holds for those to single hosts too.
+        ttl: u8,
+    },
+    /// A link of the host, untagged, by the name that `physical_networks` in agent.toml gives it.
+    Flat(String),
+    /// The same with a tag (IEEE 802.1Q), 1 to 4094.
+    Vlan(String, u16),
+}
+
+impl Carrier {
+    /// Whether the network is an overlay of VXLAN packets.
+    pub fn is_vxlan(&self) -> bool {
+        matches!(self, Self::Vxlan | Self::VxlanGroup { .. })
+    }
+
+    /// Hops that a packet to the network's group may take; none: it has no group.
+    pub fn group_ttl(&self) -> Option<u8> {
+        match self {
+            Self::VxlanGroup { ttl, .. } => Some(*ttl),
+            _ => None,
+        }
+    }
 }
 
 /// What a port does with what nobody has told it of.
@@ -98,12 +141,15 @@ pub struct Forwarding {
 /// What a host has programmed for a network, read back from the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkReported {
-    /// VXLAN network identifier.
+    /// The network's number; see [`NetworkWanted::vni`].
     pub vni: u32,
     /// Forwarding entries of the VXLAN device.
     pub forwarding: Vec<(Mac, IpAddr)>,
     /// Destinations of broadcast.
     pub flood: Vec<IpAddr>,
+    /// Hops that a packet to the network's group may take; none: it has no group.
+    #[serde(default)]
+    pub group_ttl: Option<u8>,
 }
 
 /// Name of the network's bridge on a host.
@@ -111,7 +157,7 @@ pub fn bridge_name(vni: u32) -> String {
     format!("gwb{vni}")
 }
 
-/// Name of the network's VXLAN device on a host.
+/// Name of the network's VXLAN or VLAN device on a host.
 pub fn vxlan_name(vni: u32) -> String {
     format!("gwv{vni}")
 }

@@ -206,6 +206,7 @@ impl Fleet {
             description: String::new(),
             project: self.project,
             vni: 1001,
+            segment: Default::default(),
             mtu: 1450,
             shared: true,
             admin_state_up: true,

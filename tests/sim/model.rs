@@ -231,6 +231,7 @@ fn inventory(host: HostId) -> Inventory {
         links: vec![],
         underlay: Underlay { link: "eth0".into(), address: vtep(host), mtu: 1500 },
         migration_address: None,
+        physical_networks: vec![],
         pools: vec![PoolReport {
             name: "default".into(),
             path: "/srv/godwit".into(),
@@ -247,7 +248,7 @@ fn vtep(host: HostId) -> IpAddr {
 }
 
 fn reported(vni: u32) -> NetworkReported {
-    NetworkReported { vni, forwarding: vec![], flood: vec![] }
+    NetworkReported { vni, forwarding: vec![], flood: vec![], group_ttl: None }
 }
 
 fn ready(host: HostId) -> TargetReady {

@@ -159,6 +159,7 @@ fn wanted(generation: u64) -> NetworkWanted {
     NetworkWanted {
         network: NetworkId(uuid::Uuid::from_u128(1)),
         vni: 1001,
+        carrier: Default::default(),
         mtu: 1450,
         udp_port: 4789,
         generation,

@@ -1,8 +1,8 @@
 //! An overlay in memory, for fleets that run in one process.
 
 use super::{Changes, HostNetwork, NetworkError, check};
-use godwit_protocol::host::{Link, Underlay};
-use godwit_protocol::network::{NetworkReported, NetworkWanted};
+use godwit_protocol::host::{Link, PhysicalNetwork, Underlay};
+use godwit_protocol::network::{Carrier, NetworkReported, NetworkWanted};
 use godwit_protocol::port::Mac;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -30,6 +30,9 @@ impl FakeNetwork {
 impl HostNetwork for FakeNetwork {
     fn ensure(&self, wanted: &NetworkWanted) -> Result<Changes, NetworkError> {
         check(wanted, &self.underlay)?;
+        if let Carrier::Flat(physical) | Carrier::Vlan(physical, _) = &wanted.carrier {
+            return Err(NetworkError::NoPhysical { physical: physical.clone() });
+        }
         let before = self.networks().insert(wanted.vni, wanted.clone());
         Ok(changes(before.as_ref(), wanted))
     }
@@ -47,7 +50,8 @@ impl HostNetwork for FakeNetwork {
             let mut flood = wanted.flood.clone();
             flood.sort_unstable();
             flood.dedup();
-            NetworkReported { vni: wanted.vni, forwarding, flood }
+            let group_ttl = wanted.carrier.group_ttl();
+            NetworkReported { vni: wanted.vni, forwarding, flood, group_ttl }
         });
         Ok(reported.collect())
     }
@@ -59,6 +63,10 @@ impl HostNetwork for FakeNetwork {
     fn underlay(&self) -> Result<Underlay, NetworkError> {
         Ok(self.underlay.clone())
     }
+
+    fn physical_networks(&self) -> Result<Vec<PhysicalNetwork>, NetworkError> {
+        Ok(Vec::new())
+    }
 }
 
 /// What the kernel would have had to change. Ports are put on their bridge by who makes them.
@@ -69,15 +77,19 @@ fn changes(before: Option<&NetworkWanted>, wanted: &NetworkWanted) -> Changes {
         let entries = network.into_iter().flat_map(|network| &network.forwarding);
         entries.map(|entry| (entry.mac, entry.vtep)).collect()
     };
+    // The entry of a group is the kernel's own.
     let flood = |network: Option<&NetworkWanted>| -> BTreeSet<IpAddr> {
-        network.into_iter().flat_map(|network| network.flood.iter().copied()).collect()
+        let replicated = network.filter(|network| network.carrier == Carrier::Vxlan);
+        replicated.into_iter().flat_map(|network| network.flood.iter().copied()).collect()
     };
     let (old, new) = (entries(kept), entries(Some(wanted)));
     let set = new.iter().filter(|(mac, vtep)| old.get(mac) != Some(vtep)).count();
     let gone = old.keys().filter(|mac| !new.contains_key(mac)).count();
     let flood_changes = flood(kept).symmetric_difference(&flood(Some(wanted))).count();
     let links = match before {
-        Some(before) if before.mtu == wanted.mtu => u32::from(kept.is_none()),
+        Some(before) if before.mtu == wanted.mtu => {
+            u32::from(kept.is_none_or(|kept| kept.carrier != wanted.carrier))
+        }
         _ => 2,
     };
     Changes { links, forwarding: (set + gone) as u32, flood: flood_changes as u32, ports: 0 }

@@ -3,6 +3,7 @@
 mod forwarding;
 mod host;
 mod links;
+mod provided;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -11,9 +12,12 @@ pub use socket::KernelError;
 
 use super::{Changes, HostNetwork, NetworkError, check};
 use forwarding::Entries;
-use godwit_protocol::host::{Link, Underlay};
-use godwit_protocol::network::{NetworkReported, NetworkWanted, bridge_name, vxlan_name};
+use godwit_protocol::host::{Link, PhysicalNetwork, Underlay};
+use godwit_protocol::network::{
+    Carrier, FIRST_PROVIDED, NetworkReported, NetworkWanted, bridge_name, vxlan_name,
+};
 use godwit_protocol::port::tap_name;
+use links::LinkState;
 use socket::Conversation;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,6 +28,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct Netlink {
     underlay_link: String,
     underlay_address: IpAddr,
+    /// Links of the host by the name of their physical network.
+    physical: BTreeMap<String, String>,
     conversation: Mutex<Conversation>,
 }
 
@@ -46,7 +52,15 @@ impl Netlink {
     pub fn open(choice: &UnderlayChoice) -> Result<Self, NetworkError> {
         let mut conversation = Conversation::open().map_err(|error| kernel("be asked by netlink", error))?;
         let (underlay_link, underlay_address) = choose(&mut conversation, choice)?;
-        Ok(Self { underlay_link, underlay_address, conversation: Mutex::new(conversation) })
+        let (physical, conversation) = (BTreeMap::new(), Mutex::new(conversation));
+        Ok(Self { underlay_link, underlay_address, physical, conversation })
+    }
+
+    /// The same with links for flat and VLAN networks, by the name of their physical network.
+    #[must_use]
+    pub fn with_physical(mut self, physical: BTreeMap<String, String>) -> Self {
+        self.physical = physical;
+        self
     }
 
     fn conversation(&self) -> MutexGuard<'_, Conversation> {
@@ -67,20 +81,12 @@ impl HostNetwork for Netlink {
         let conversation = &mut *self.conversation();
         let (underlay_index, underlay) = self.find_underlay(conversation)?;
         check(wanted, &underlay)?;
-        let mut changes = Changes::default();
-        let (bridge, mut bridge_changed) = links::ensure_bridge(conversation, wanted)?;
-        let (vxlan, mut vxlan_changed) =
-            links::ensure_vxlan(conversation, wanted, &underlay, underlay_index, &bridge)?;
-        let entries = Entries {
-            vteps: wanted.forwarding.iter().map(|entry| (entry.mac, entry.vtep)).collect(),
-            bridged: wanted.forwarding.iter().map(|entry| entry.mac).collect(),
-            flood: wanted.flood.iter().copied().collect(),
+        let (bridge, mut changes) = if wanted.carrier.is_vxlan() {
+            ensure_overlay(conversation, wanted, &underlay, underlay_index)?
+        } else {
+            let addressed = host::addressed(conversation)?;
+            provided::ensure(conversation, wanted, &self.physical, &underlay, &addressed)?
         };
-        (changes.forwarding, changes.flood) = forwarding::ensure(conversation, vxlan.index, &entries)?;
-        // Only now may packets pass: every entry is there.
-        vxlan_changed |= links::ensure_up(conversation, &vxlan)?;
-        bridge_changed |= links::ensure_up(conversation, &bridge)?;
-        changes.links = u32::from(bridge_changed) + u32::from(vxlan_changed);
         for port in &wanted.ports {
             // A tap that is not there yet is put on the bridge by who makes it.
             if let Some(tap) = links::find(conversation, &tap_name(port.port))? {
@@ -115,13 +121,16 @@ impl HostNetwork for Netlink {
             .map_err(|error| kernel("list forwarding entries", error))?;
         let ours = links.iter().filter_map(|link| {
             let vni = link.vni().filter(|vni| link.name == vxlan_name(*vni))?;
-            Some((vni, entries.remove(&link.index).unwrap_or_default()))
+            Some((vni, (entries.remove(&link.index).unwrap_or_default(), link.group_ttl())))
         });
-        let networks: BTreeMap<u32, Entries> = ours.collect();
-        let reported = networks.into_iter().map(|(vni, entries)| NetworkReported {
+        let mut networks: BTreeMap<u32, (Entries, Option<u8>)> = ours.collect();
+        let bridges = links.iter().filter_map(|link| link.name.strip_prefix("gwb")?.parse().ok());
+        networks.extend(bridges.filter(|n| *n >= FIRST_PROVIDED).map(|n| (n, Default::default())));
+        let reported = networks.into_iter().map(|(vni, (entries, group_ttl))| NetworkReported {
             vni,
             forwarding: entries.vteps.into_iter().collect(),
             flood: entries.flood.into_iter().collect(),
+            group_ttl,
         });
         Ok(reported.collect())
     }
@@ -133,6 +142,42 @@ impl HostNetwork for Netlink {
     fn underlay(&self) -> Result<Underlay, NetworkError> {
         self.find_underlay(&mut self.conversation()).map(|(_, underlay)| underlay)
     }
+
+    fn physical_networks(&self) -> Result<Vec<PhysicalNetwork>, NetworkError> {
+        let conversation = &mut *self.conversation();
+        let mut found = Vec::new();
+        for (name, link) in &self.physical {
+            if let Some(state) = links::find(conversation, link)? {
+                found.push(PhysicalNetwork { name: name.clone(), link: link.clone(), mtu: state.mtu });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Bridge, VXLAN device and entries of an overlay network.
+fn ensure_overlay(
+    conversation: &mut Conversation,
+    wanted: &NetworkWanted,
+    underlay: &Underlay,
+    underlay_index: u32,
+) -> Result<(LinkState, Changes), NetworkError> {
+    let mut changes = Changes::default();
+    let (bridge, mut bridge_changed) = links::ensure_bridge(conversation, wanted)?;
+    let (vxlan, mut vxlan_changed) =
+        links::ensure_vxlan(conversation, wanted, underlay, underlay_index, &bridge)?;
+    let entries = Entries {
+        vteps: wanted.forwarding.iter().map(|entry| (entry.mac, entry.vtep)).collect(),
+        bridged: wanted.forwarding.iter().map(|entry| entry.mac).collect(),
+        flood: wanted.flood.iter().copied().collect(),
+    };
+    let out_of = matches!(wanted.carrier, Carrier::VxlanGroup { .. }).then_some(underlay_index);
+    (changes.forwarding, changes.flood) = forwarding::ensure(conversation, vxlan.index, &entries, out_of)?;
+    // Only now may packets pass: every entry is there.
+    vxlan_changed |= links::ensure_up(conversation, &vxlan)?;
+    bridge_changed |= links::ensure_up(conversation, &bridge)?;
+    changes.links = u32::from(bridge_changed) + u32::from(vxlan_changed);
+    Ok((bridge, changes))
 }
 
 fn choose(

@@ -97,6 +97,7 @@ fn empty_report(host: HostId) -> HostReport {
         },
         cells: Vec::new(),
         reserved_memory_bytes: 0,
+        physical_networks: vec![],
         links: Vec::new(),
         underlay: Underlay { link: "lo".into(), address: [127, 0, 0, 1].into(), mtu: 1500 },
         migration_address: None,

@@ -7,7 +7,38 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
-/// A VXLAN network.
+/// What carries a network from host to host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Segment {
+    /// VXLAN, by the network's number.
+    #[default]
+    Vxlan,
+    /// A link of each host, untagged.
+    Flat {
+        /// The name that agent.toml gives the link.
+        physical: String,
+    },
+    /// The same with a tag (IEEE 802.1Q).
+    Vlan {
+        /// The name that agent.toml gives the link.
+        physical: String,
+        /// 1 to 4094.
+        tag: u16,
+    },
+}
+
+impl Segment {
+    /// The name of the hosts' link, unless it is VXLAN.
+    pub fn physical(&self) -> Option<&str> {
+        match self {
+            Self::Vxlan => None,
+            Self::Flat { physical } | Self::Vlan { physical, .. } => Some(physical),
+        }
+    }
+}
+
+/// A network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Network {
     /// Its id.
@@ -18,8 +49,11 @@ pub struct Network {
     pub description: String,
     /// Owner.
     pub project: ProjectId,
-    /// VXLAN network identifier, unique.
+    /// Its number on the hosts, unique: of a VXLAN network the identifier, else one that is larger than those.
     pub vni: u32,
+    /// What carries it.
+    #[serde(default)]
+    pub segment: Segment,
     /// MTU inside, in bytes.
     pub mtu: u32,
     /// Ports may be made by every project.

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::fleet::instance::{Instance, NicRequest};
 use crate::fleet::{Fleet, Time};
+use crate::fleet::network::Segment;
 use crate::ledger::now;
 use crate::liveness::Liveness;
 use crate::operations::StepError;
@@ -144,21 +145,39 @@ fn terms(fleet: &Fleet, wish: &Wish<'_>) -> Terms {
         NicRequest::Network(network, _) => Some(*network),
         NicRequest::Port(port) => fleet.ports.get(port).map(|port| port.network),
     });
+    let networks: Vec<NetworkId> = networks.collect();
     Terms {
         zone: instance.wanted_zone.clone(),
         project: instance.project.to_string(),
         group: hints.group.and_then(|group| group_terms(fleet, group, instance.id)),
         beside,
         apart: hosts(&hints.different_host),
-        overlay_mtu: overlay_mtu(fleet, networks),
+        overlay_mtu: overlay_mtu(fleet, networks.iter().copied()),
+        physical_networks: physical_networks(fleet, networks),
         processor: wish.runs_on.and_then(|host| processor(fleet, host)),
         ..Terms::of_specs(&instance.flavor.extra_specs)
     }
 }
 
-/// The largest MTU of some networks.
+/// The largest MTU of those of some networks that are overlays.
 pub fn overlay_mtu(fleet: &Fleet, networks: impl IntoIterator<Item = NetworkId>) -> Option<u32> {
-    networks.into_iter().filter_map(|network| fleet.networks.get(&network)).map(|network| network.mtu).max()
+    let networks = networks.into_iter().filter_map(|network| fleet.networks.get(&network));
+    networks.filter(|network| network.segment == Segment::Vxlan).map(|network| network.mtu).max()
+}
+
+/// The physical networks that carry some networks, with the largest MTU of these on each.
+pub fn physical_networks(
+    fleet: &Fleet,
+    networks: impl IntoIterator<Item = NetworkId>,
+) -> BTreeMap<String, u32> {
+    let mut carrying = BTreeMap::new();
+    for network in networks.into_iter().filter_map(|network| fleet.networks.get(&network)) {
+        if let Some(physical) = network.segment.physical() {
+            let mtu = carrying.entry(physical.to_owned()).or_insert(network.mtu);
+            *mtu = network.mtu.max(*mtu);
+        }
+    }
+    carrying
 }
 
 /// Where the other members of a group are, those on their way included.

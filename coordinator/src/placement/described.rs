@@ -208,6 +208,7 @@ impl DescribedHosts {
             },
             cells: (0..self.cells as u32).map(cell).collect(),
             reserved_memory_bytes: 0,
+            physical_networks: Vec::new(),
             links: Vec::new(),
             underlay: Underlay { link: String::new(), address: [127, 0, 0, 1].into(), mtu: 9000 },
             migration_address: None,

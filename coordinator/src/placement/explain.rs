@@ -39,8 +39,10 @@ pub enum Rule {
     CpuModel,
     /// The host's underlay is up.
     NetworkReachable,
-    /// The networks' frames fit into the host's underlay.
+    /// The networks' frames fit into the host's underlay, or into its link of a physical network.
     NetworkMtu,
+    /// The host has the physical networks that carry the networks.
+    PhysicalNetwork,
     /// The host reaches a pool for the disk.
     PoolReachable,
     /// Free space in the pool.
@@ -114,7 +116,8 @@ impl Rule {
             Self::Architecture => ("architecture", "another architecture"),
             Self::CpuModel => ("cpu_model", "the running guest needs the processor it has"),
             Self::NetworkReachable => ("network_reachable", "the host's underlay is down"),
-            Self::NetworkMtu => ("network_mtu", "the networks' frames do not fit into the host's underlay"),
+            Self::NetworkMtu => ("network_mtu", "the networks' frames do not fit into the host's link"),
+            Self::PhysicalNetwork => ("physical_network", "the host lacks a network's physical network"),
             Self::PoolReachable => ("pool_reachable", "the host does not reach its pool"),
             Self::DiskFree => ("disk_free", "not enough free space in the pool"),
             Self::VcpusTotal => ("vcpus_total", "more floating vCPUs than the host has shared CPUs"),

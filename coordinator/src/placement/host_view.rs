@@ -76,6 +76,8 @@ pub struct Machine {
     pub underlay_mtu: u32,
     /// Whether the underlay speaks IPv6.
     pub underlay_v6: bool,
+    /// MTU in bytes of the link of each physical network it has.
+    pub physical_networks: BTreeMap<String, u32>,
 }
 
 impl Machine {
@@ -89,6 +91,7 @@ impl Machine {
             underlay_up: link.is_none_or(|link| link.up),
             underlay_mtu: underlay.mtu,
             underlay_v6: underlay.address.is_ipv6(),
+            physical_networks: inventory.physical_networks.iter().map(|p| (p.name.clone(), p.mtu)).collect(),
         }
     }
 }

@@ -90,8 +90,10 @@ pub struct Terms {
     pub beside: Option<BTreeSet<HostId>>,
     /// Hosts of which it must not be one.
     pub apart: BTreeSet<HostId>,
-    /// The largest MTU of its networks, in bytes; none without networks.
+    /// The largest MTU of its overlay networks, in bytes; none without such networks.
     pub overlay_mtu: Option<u32>,
+    /// The physical networks that it needs, with the largest MTU of its networks on each, in bytes.
+    pub physical_networks: BTreeMap<String, u32>,
     /// The processor it needs.
     pub processor: Option<Processor>,
 }
@@ -186,6 +188,16 @@ impl Terms {
     }
 
     fn check_network(&self, host: &HostView) -> Result<(), Shortfall> {
+        let bytes = |of: &str, mtu: u32| text(&format!("an MTU of {mtu} on {of}"));
+        for (name, mtu) in &self.physical_networks {
+            let Some(had) = host.machine.physical_networks.get(name) else {
+                let need = text(&format!("physical network {name}"));
+                return Err(Shortfall::new(Rule::PhysicalNetwork, need, text("none of that name")));
+            };
+            if mtu > had {
+                return Err(Shortfall::new(Rule::NetworkMtu, bytes(name, *mtu), bytes(name, *had)));
+            }
+        }
         let Some(mtu) = self.overlay_mtu else { return Ok(()) };
         let machine = &host.machine;
         if !machine.underlay_up {

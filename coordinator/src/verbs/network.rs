@@ -3,9 +3,10 @@
 use super::{Decision, check_tags, check_text};
 use crate::addresses::{self, range};
 use crate::error::Error;
-use crate::fleet::network::{Network, Port, Subnet};
+use crate::fleet::network::{Network, Port, Segment, Subnet};
 use crate::fleet::{Change, Fleet, Time};
-use godwit_protocol::id::{NetworkId, ProjectId};
+use godwit_protocol::id::{HostId, NetworkId, ProjectId};
+use godwit_protocol::network::FIRST_PROVIDED;
 use std::ops::RangeInclusive;
 
 /// MTU of a network as long as no host has said what its underlay takes.
@@ -13,6 +14,9 @@ const UNKNOWN_MTU: u32 = 1450;
 
 /// The smallest MTU that IPv6 allows (RFC 8200) and that guests are given.
 const MIN_MTU: u32 = 1280;
+
+/// The tags that a network may have (IEEE 802.1Q: 0 is no VLAN, 4095 is reserved).
+pub const VLANS: RangeInclusive<u16> = 1..=4094;
 
 /// A network to be made.
 #[derive(Clone, Debug)]
@@ -27,6 +31,8 @@ pub struct NewNetwork {
     pub shared: bool,
     /// Must be true.
     pub admin_state_up: bool,
+    /// What carries it.
+    pub segment: Segment,
     /// VXLAN number; none: one of the range.
     pub vni: Option<u32>,
     /// In bytes; none: the most that all hosts' underlays take.
@@ -60,9 +66,17 @@ fn tightest(fleet: &Fleet) -> Option<(&str, u32)> {
     fleet.hosts.values().filter_map(of).min_by_key(|(_, mtu)| *mtu)
 }
 
-fn check_mtu(fleet: &Fleet, mtu: u32) -> Result<u32, Error> {
+fn check_mtu(fleet: &Fleet, mtu: u32, physical: Option<&str>) -> Result<u32, Error> {
     if mtu < MIN_MTU {
         return Err(Error::Invalid(format!("An MTU of {mtu} is too small; at least {MIN_MTU} is needed.")));
+    }
+    if let Some(physical) = physical {
+        return match link_mtu(fleet, physical) {
+            Some(most) if mtu > most => Err(Error::Invalid(format!(
+                "An MTU of {mtu} is too large: a host's link of physical network {physical} has {most}."
+            ))),
+            _ => Ok(mtu),
+        };
     }
     match tightest(fleet) {
         Some((host, most)) if mtu > most => Err(Error::Invalid(format!(
@@ -105,6 +119,62 @@ fn choose_vni(
     }
 }
 
+/// The number of a network that a provider's link carries: one above all of VXLAN's.
+fn provided_number(fleet: &Fleet, luck: u32) -> Result<u32, Error> {
+    let holder = |number| fleet.networks.values().any(|n| n.vni == number);
+    range::free_vni(&(FIRST_PROVIDED..=FIRST_PROVIDED + 0xff_ffff), luck, holder)
+        .ok_or_else(|| Error::Exhausted("There are too many provider networks.".into()))
+}
+
+/// That no other network is on the same segment, and that a host has it.
+fn check_segment(fleet: &Fleet, segment: &Segment) -> Result<(), Error> {
+    let Some(physical) = segment.physical() else { return Ok(()) };
+    let kind = if matches!(segment, Segment::Flat { .. }) { "flat" } else { "VLAN" };
+    if link_mtu(fleet, physical).is_none() {
+        return Err(Error::Invalid(format!(
+            "Invalid input for operation: physical_network '{physical}' unknown for {kind} provider network. No host \
+             has it: name its link in physical_networks of agent.toml."
+        )));
+    }
+    let holder = fleet.networks.values().find(|n| n.segment == *segment);
+    match (holder, segment) {
+        (None, _) => Ok(()),
+        (Some(other), Segment::Vlan { tag, .. }) => Err(Error::Conflict(format!(
+            "Unable to create the network. The VLAN {tag} on physical network {physical} is in use by network {}.",
+            other.id
+        ))),
+        (Some(other), _) => Err(Error::Conflict(format!(
+            "Unable to create the flat network. Physical network {physical} is in use by network {}.",
+            other.id
+        ))),
+    }
+}
+
+/// That a host can have a network.
+///
+/// # Errors
+/// It lacks the network's link.
+pub fn check_on(fleet: &Fleet, network: &Network, host: HostId) -> Result<(), Error> {
+    let inventory = fleet.hosts.get(&host).and_then(|h| h.inventory.as_ref());
+    match (network.segment.physical(), inventory) {
+        (Some(physical), Some(inventory))
+            if inventory.physical_networks.iter().all(|found| found.name != physical) =>
+        {
+            Err(Error::Conflict(format!(
+                "Host {} lacks physical network {physical}, which carries network {}.",
+                inventory.hostname, network.id
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The largest MTU that every host's link of a physical network takes.
+fn link_mtu(fleet: &Fleet, physical: &str) -> Option<u32> {
+    let inventories = fleet.hosts.values().filter_map(|h| h.inventory.as_ref());
+    inventories.flat_map(|i| &i.physical_networks).filter(|p| p.name == physical).map(|p| p.mtu).min()
+}
+
 /// Taking a whole network down is not built; a switch that does nothing would be a lie.
 fn check_up(up: bool) -> Result<(), Error> {
     if up {
@@ -127,16 +197,23 @@ pub fn create(
     check_text("name", &new.name)?;
     check_text("description", &new.description)?;
     check_up(new.admin_state_up)?;
-    let mtu = match new.mtu {
-        Some(mtu) => check_mtu(fleet, mtu)?,
-        None => tightest(fleet).map_or(UNKNOWN_MTU, |(_, most)| most).max(MIN_MTU),
+    check_segment(fleet, &new.segment)?;
+    let mtu = match (new.mtu, new.segment.physical()) {
+        (Some(mtu), physical) => check_mtu(fleet, mtu, physical)?,
+        (None, Some(physical)) => link_mtu(fleet, physical).unwrap_or(1500).max(MIN_MTU),
+        (None, None) => tightest(fleet).map_or(UNKNOWN_MTU, |(_, most)| most).max(MIN_MTU),
+    };
+    let vni = match new.segment {
+        Segment::Vxlan => choose_vni(fleet, new.vni, range, luck)?,
+        _ => provided_number(fleet, luck)?,
     };
     let network = Network {
         id: NetworkId::random(),
         name: new.name,
         description: new.description,
         project: new.project,
-        vni: choose_vni(fleet, new.vni, range, luck)?,
+        vni,
+        segment: new.segment,
         mtu,
         shared: new.shared,
         admin_state_up: true,
@@ -164,7 +241,7 @@ pub fn update(fleet: &Fleet, id: NetworkId, update: NetworkUpdate, now: Time) ->
         network.description = description;
     }
     if let Some(mtu) = update.mtu {
-        network.mtu = check_mtu(fleet, mtu)?;
+        network.mtu = check_mtu(fleet, mtu, network.segment.physical())?;
         network.generation += 1;
     }
     if let Some(tags) = update.tags {

@@ -70,10 +70,11 @@ fn choose_mac(fleet: &Fleet, network: NetworkId, wanted: Option<Mac>) -> Result<
     }
 }
 
-fn check_host(fleet: &Fleet, host: Option<HostId>) -> Result<(), Error> {
+fn check_host(fleet: &Fleet, network: NetworkId, host: Option<HostId>) -> Result<(), Error> {
     match host {
         Some(id) if !fleet.hosts.contains_key(&id) => Err(Error::not_found("Host", id)),
-        _ => Ok(()),
+        Some(id) => network::check_on(fleet, network::find(fleet, network)?, id),
+        None => Ok(()),
     }
 }
 
@@ -87,7 +88,7 @@ pub fn create(fleet: &Fleet, new: NewPort, now: Time) -> Decision<Port> {
     check_text("device_id", &new.device_id)?;
     check_text("device_owner", &new.device_owner)?;
     network::find(fleet, new.network)?;
-    check_host(fleet, new.host)?;
+    check_host(fleet, new.network, new.host)?;
     let taken = addresses::taken(fleet, new.network);
     let fixed_ips = addresses::choose(fleet, new.network, new.addresses.as_deref(), taken)?;
     let port = Port {
@@ -162,7 +163,7 @@ pub fn update(fleet: &Fleet, id: PortId, update: PortUpdate, now: Time) -> Decis
         port.device_owner = device_owner;
     }
     if let Some(host) = update.host {
-        check_host(fleet, host)?;
+        check_host(fleet, port.network, host)?;
         port.host = host;
     }
     if let Some(tags) = update.tags {

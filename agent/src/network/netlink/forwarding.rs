@@ -82,11 +82,12 @@ fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
 
 /// Changes the entries of a VXLAN device into the wanted ones; returns how many were changed for addresses
 /// and how many for broadcast. What is new comes before what is stale goes, and an address moves from one
-/// VTEP to another in one step.
+/// VTEP to another in one step. `out_of` is the link that broadcast to a group leaves by.
 pub(super) fn ensure(
     conversation: &mut Conversation,
     device: u32,
     wanted: &Entries,
+    out_of: Option<u32>,
 ) -> Result<(u32, u32), NetworkError> {
     let found = collect(conversation, Some(device))
         .map_err(|error| kernel("list forwarding entries", error))?
@@ -105,7 +106,8 @@ pub(super) fn ensure(
         }
     }
     for vtep in wanted.flood.difference(&found.flood) {
-        let entry = message(device, FLOOD, Some(*vtep), NeighbourFlags::Own);
+        let mut entry = message(device, FLOOD, Some(*vtep), NeighbourFlags::Own);
+        entry.attributes.extend(out_of.map(NeighbourAttribute::IfIndex));
         conversation
             .change(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_APPEND)
             .map_err(|error| kernel(format!("send broadcast to {vtep}"), error))?;

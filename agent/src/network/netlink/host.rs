@@ -72,6 +72,20 @@ fn collect_addresses(conversation: &mut Conversation) -> Result<BTreeMap<u32, Ve
     Ok(addresses)
 }
 
+/// Links, by index, that have addresses other than those that every link gives itself.
+pub(super) fn addressed(conversation: &mut Conversation) -> Result<Vec<u32>, NetworkError> {
+    let is_given = |address: &IpAddr| match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    let all = collect_addresses(conversation)?;
+    Ok(all
+        .into_iter()
+        .filter(|(_, addresses)| addresses.iter().any(is_given))
+        .map(|(link, _)| link)
+        .collect())
+}
+
 /// The link and source address of packets to `towards`, by the routing table.
 pub(super) fn route(
     conversation: &mut Conversation,

@@ -4,16 +4,16 @@ use super::kernel;
 use super::socket::{Conversation, KernelError};
 use crate::network::NetworkError;
 use godwit_protocol::host::Underlay;
-use godwit_protocol::network::{NetworkWanted, bridge_name, vxlan_name};
+use godwit_protocol::network::{Carrier, NetworkWanted, bridge_name, vxlan_name};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
-    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVlan,
+    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 /// The least that a link can have, in bytes.
@@ -34,6 +34,8 @@ pub(super) struct LinkState {
     pub(super) address: Vec<u8>,
     /// The bridge, by index, that it is a port of.
     pub(super) bridge: Option<u32>,
+    /// The link, by index, that it is made over.
+    parent: Option<u32>,
     pub(super) kind: Option<InfoKind>,
     /// Settings of a bridge, VXLAN device and port of a bridge, those that matter here.
     settings: Settings,
@@ -45,6 +47,10 @@ struct Settings {
     multicast_snooping: bool,
     vni: Option<u32>,
     local: Option<IpAddr>,
+    group: Option<IpAddr>,
+    /// 0: the kernel's own choice, which is 1 for a packet to a group.
+    ttl: u8,
+    tag: Option<u16>,
     udp_port: Option<u16>,
     underlay: Option<u32>,
     vxlan_learning: bool,
@@ -63,6 +69,7 @@ impl LinkState {
             loopback: flags.contains(LinkFlags::Loopback),
             address: Vec::new(),
             bridge: None,
+            parent: None,
             kind: None,
             settings: Settings::default(),
         };
@@ -72,6 +79,7 @@ impl LinkState {
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(address) => link.address.clone_from(address),
                 LinkAttribute::Controller(index) => link.bridge = Some(*index),
+                LinkAttribute::Link(index) => link.parent = Some(*index),
                 LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| link.read_info(info)),
                 _ => {}
             }
@@ -99,10 +107,20 @@ impl LinkState {
                         InfoVxlan::Id(vni) => self.settings.vni = Some(*vni),
                         InfoVxlan::Local(address) => self.settings.local = Some((*address).into()),
                         InfoVxlan::Local6(address) => self.settings.local = Some((*address).into()),
+                        InfoVxlan::Group(group) => self.settings.group = some_group((*group).into()),
+                        InfoVxlan::Group6(group) => self.settings.group = some_group((*group).into()),
+                        InfoVxlan::Ttl(ttl) => self.settings.ttl = *ttl,
                         InfoVxlan::Port(port) => self.settings.udp_port = Some(*port),
                         InfoVxlan::Link(index) => self.settings.underlay = Some(*index),
                         InfoVxlan::Learning(on) => self.settings.vxlan_learning = *on,
                         _ => {}
+                    }
+                }
+            }
+            LinkInfo::Data(InfoData::Vlan(data)) => {
+                for setting in data {
+                    if let InfoVlan::Id(tag) = setting {
+                        self.settings.tag = Some(*tag);
                     }
                 }
             }
@@ -121,6 +139,20 @@ impl LinkState {
     pub(super) fn vni(&self) -> Option<u32> {
         self.settings.vni
     }
+
+    /// Hops that a packet to its group may take, if it is a VXLAN device that has one.
+    pub(super) fn group_ttl(&self) -> Option<u8> {
+        self.settings.group.map(|_| self.settings.ttl.max(1))
+    }
+
+    /// Whether it is a VLAN with this tag over that link.
+    pub(super) fn is_vlan(&self, parent: u32, tag: u16) -> bool {
+        self.kind == Some(InfoKind::Vlan) && self.parent == Some(parent) && self.settings.tag == Some(tag)
+    }
+}
+
+fn some_group(group: IpAddr) -> Option<IpAddr> {
+    Some(group).filter(|group| !group.is_unspecified())
 }
 
 /// A link by its name; none if there is none.
@@ -212,10 +244,14 @@ pub(super) fn ensure_vxlan(
     let found = find(conversation, &name)?;
     let reason = found.as_ref().and_then(|link| vxlan_mismatch(link, wanted, underlay, underlay_index));
     let vxlan = match (found, reason) {
-        (Some(link), None) => link,
+        (Some(link), None) if has_group(&link, wanted) => link,
+        (Some(link), None) => {
+            changed = true;
+            regroup(conversation, link, wanted, underlay)?
+        }
         (found, reason) => {
             replace(conversation, found, reason.unwrap_or_default())?;
-            let data = vec![
+            let mut data = vec![
                 InfoVxlan::Id(wanted.vni),
                 match underlay.address {
                     IpAddr::V4(address) => InfoVxlan::Local(address),
@@ -225,6 +261,7 @@ pub(super) fn ensure_vxlan(
                 InfoVxlan::Port(wanted.udp_port),
                 InfoVxlan::Learning(false),
             ];
+            data.extend(group(wanted, underlay));
             let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
             changed = true;
             create(conversation, &name, vec![LinkAttribute::Mtu(wanted.mtu), LinkAttribute::LinkInfo(info)])?
@@ -235,7 +272,7 @@ pub(super) fn ensure_vxlan(
         isolate(&name, wanted.vni)?;
     }
     if vxlan.mtu != wanted.mtu {
-        set(conversation, &vxlan, vec![LinkAttribute::Mtu(wanted.mtu)])?;
+        set_mtu(conversation, &vxlan, wanted.mtu)?;
         changed = true;
     }
     if vxlan.bridge != Some(bridge.index) {
@@ -251,6 +288,51 @@ pub(super) fn ensure_vxlan(
         changed = true;
     }
     Ok((vxlan, changed))
+}
+
+/// The group that broadcast goes to, if it is not replicated, and the kernel's figure for its hops: none of its own
+/// where the usual one will do, since the figure is that of packets to single hosts too.
+fn wanted_group(wanted: &NetworkWanted) -> (Option<IpAddr>, u8) {
+    match wanted.carrier {
+        Carrier::VxlanGroup { group, ttl } => (Some(group), if ttl == 1 { 0 } else { ttl }),
+        _ => (None, 0),
+    }
+}
+
+fn has_group(link: &LinkState, wanted: &NetworkWanted) -> bool {
+    (link.settings.group, link.settings.ttl) == wanted_group(wanted)
+}
+
+/// What makes a device send its broadcast to the network's group, or to none. The kernel joins it while the device is
+/// up, and makes and removes the entry for it.
+fn group(wanted: &NetworkWanted, underlay: &Underlay) -> Vec<InfoVxlan> {
+    let (group, ttl) = wanted_group(wanted);
+    let address = match (group, underlay.address) {
+        (Some(IpAddr::V4(group)), _) => InfoVxlan::Group(group),
+        (Some(IpAddr::V6(group)), _) => InfoVxlan::Group6(group),
+        (None, IpAddr::V4(_)) => InfoVxlan::Group(Ipv4Addr::UNSPECIFIED),
+        (None, IpAddr::V6(_)) => InfoVxlan::Group6(Ipv6Addr::UNSPECIFIED),
+    };
+    vec![address, InfoVxlan::Ttl(ttl)]
+}
+
+/// Gives a device another group, or takes it away. Entries stay, so all that the network's hosts know of one another
+/// goes on; but the kernel joins and leaves groups as a device goes up and down, which takes a few milliseconds.
+fn regroup(
+    conversation: &mut Conversation,
+    link: LinkState,
+    wanted: &NetworkWanted,
+    underlay: &Underlay,
+) -> Result<LinkState, NetworkError> {
+    tracing::info!(link = link.name, group = ?wanted_group(wanted).0, "broadcast takes another way");
+    set_up(conversation, &link, false)?;
+    let info =
+        vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(group(wanted, underlay)))];
+    set(conversation, &link, vec![LinkAttribute::LinkInfo(info)])?;
+    if link.up {
+        set_up(conversation, &link, true)?;
+    }
+    Ok(link)
 }
 
 /// Why a link is not the VXLAN device that is wanted, in what can only be set when one is made.
@@ -296,12 +378,16 @@ pub(super) fn ensure_up(conversation: &mut Conversation, link: &LinkState) -> Re
     if link.up {
         return Ok(false);
     }
+    set_up(conversation, link, true)?;
+    Ok(true)
+}
+
+fn set_up(conversation: &mut Conversation, link: &LinkState, up: bool) -> Result<(), NetworkError> {
     let mut message = LinkMessage::default();
     message.header.index = link.index;
-    message.header.flags = LinkFlags::Up;
+    message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
     message.header.change_mask = LinkFlags::Up;
-    change(conversation, message, format!("set link {} up", link.name))?;
-    Ok(true)
+    change(conversation, message, format!("set link {} {}", link.name, if up { "up" } else { "down" }))
 }
 
 fn replace(
@@ -314,7 +400,7 @@ fn replace(
     remove(conversation, &link)
 }
 
-fn create(
+pub(super) fn create(
     conversation: &mut Conversation,
     name: &str,
     attributes: Vec<LinkAttribute>,
@@ -328,6 +414,15 @@ fn create(
         .map_err(|error| kernel(action(), error))?;
     let gone = || KernelError::from(io::Error::from_raw_os_error(libc::ENODEV));
     find(conversation, name)?.ok_or_else(|| kernel(action(), gone()))
+}
+
+/// Gives a link another MTU, in bytes.
+pub(super) fn set_mtu(
+    conversation: &mut Conversation,
+    link: &LinkState,
+    mtu: u32,
+) -> Result<(), NetworkError> {
+    set(conversation, link, vec![LinkAttribute::Mtu(mtu)])
 }
 
 fn set(
@@ -349,7 +444,7 @@ fn change(conversation: &mut Conversation, message: LinkMessage, action: String)
 /// Keeps the host's own protocols off a network's links. Otherwise guests would find the host on their
 /// network: it would answer ARP there for all of its addresses, and take packets for them, those of the
 /// underlay included.
-fn isolate(link: &str, vni: u32) -> Result<(), NetworkError> {
+pub(super) fn isolate(link: &str, vni: u32) -> Result<(), NetworkError> {
     let settings = [
         // No answer to ARP for any address of the host, and no packet accepted unless there were a route back
         // by this link, which there never is.

@@ -1,5 +1,9 @@
 //! Real bridges and VXLAN devices in namespaces, looked at with iproute2.
 
+mod moves;
+mod multicast;
+mod provided;
+
 use super::socket::Conversation;
 use super::{Netlink, UnderlayChoice, host};
 use crate::network::fake::FakeNetwork;
@@ -7,11 +11,10 @@ use crate::network::sandbox::{add_host, in_namespace, in_sandbox, run, try_run};
 use crate::network::{Changes, HostNetwork, NetworkError};
 use godwit_protocol::error::ErrorKind;
 use godwit_protocol::id::{NetworkId, PortId};
-use godwit_protocol::network::{Forwarding, LocalPort, NetworkWanted, Unknown};
+use godwit_protocol::network::{Carrier, Forwarding, LocalPort, NetworkWanted, Unknown};
 use godwit_protocol::port::{Mac, tap_name};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use uuid::Uuid;
 
 const VNI: u32 = 1007;
@@ -30,6 +33,7 @@ fn wanted(forwarding: &[(u8, u8)], flood: &[u8]) -> NetworkWanted {
     NetworkWanted {
         network: NetworkId(Uuid::from_u128(7)),
         vni: VNI,
+        carrier: Carrier::Vxlan,
         mtu: 1500,
         udp_port: 4789,
         generation: 1,
@@ -41,6 +45,12 @@ fn wanted(forwarding: &[(u8, u8)], flood: &[u8]) -> NetworkWanted {
         unknown_unicast: Unknown::Drop,
         unknown_neighbours: Unknown::Flood,
     }
+}
+
+/// The same with a group of the underlay.
+fn in_group(wanted: NetworkWanted, group: &str, ttl: u8) -> NetworkWanted {
+    let group: IpAddr = group.parse().unwrap();
+    NetworkWanted { carrier: Carrier::VxlanGroup { group, ttl }, flood: vec![group], ..wanted }
 }
 
 fn local_port(last: u8) -> LocalPort {
@@ -277,13 +287,19 @@ fn the_overlay_in_memory_changes_and_reports_what_the_kernel_does() {
             NetworkWanted { vni: 2000, ..wanted(&[(1, 14)], &[]) },
             NetworkWanted { mtu: 9000, ..wanted(&[], &[]) },
             wanted(&[], &[]),
+            in_group(wanted(&[(1, 14), (2, 12)], &[]), "239.0.3.239", 1),
+            in_group(wanted(&[(1, 14), (2, 12)], &[]), "239.0.3.239", 9),
+            in_group(wanted(&[(1, 14)], &[]), "239.0.3.240", 9),
+            wanted(&[(1, 14)], &[13, 14]),
+            NetworkWanted { vni: 3000, ..in_group(wanted(&[], &[]), "239.0.3.239", 1) },
+            NetworkWanted { vni: 1 << 24, carrier: Carrier::Flat("outside".into()), ..wanted(&[], &[]) },
         ];
         for (step, order) in orders.iter().enumerate() {
             let (ours, theirs) = (fake.ensure(order), host.ensure(order));
             assert_eq!(ours.map_err(|error| error.to_string()), theirs.map_err(|error| error.to_string()));
             assert_eq!(fake.observe().unwrap(), host.observe().unwrap(), "after step {step}");
         }
-        for vni in [VNI, VNI, 2000] {
+        for vni in [VNI, VNI, 2000, 3000] {
             assert_eq!(fake.remove(vni).unwrap(), host.remove(vni).unwrap());
             assert_eq!(fake.observe().unwrap(), host.observe().unwrap());
         }
@@ -323,6 +339,16 @@ fn nonsense_is_refused_before_anything_is_made() {
             wanted(&[(1, 11)], &[]),
             wanted(&[], &[11]),
             twice,
+            in_group(wanted(&[], &[]), "10.0.0.1", 1),
+            in_group(wanted(&[], &[]), "ff05::1", 1),
+            in_group(wanted(&[], &[]), "239.0.0.1", 0),
+            NetworkWanted { flood: vec![vtep(12)], ..in_group(wanted(&[], &[]), "239.0.0.1", 1) },
+            NetworkWanted { carrier: Carrier::Flat("outside".into()), ..wanted(&[], &[]) },
+            NetworkWanted {
+                vni: 1 << 24,
+                carrier: Carrier::Vlan("outside".into(), 4095),
+                ..wanted(&[], &[])
+            },
             group,
         ];
         let before = links();
@@ -477,79 +503,6 @@ fn the_underlay_may_be_ipv6() {
             });
         }
         run("ip netns exec g1 ping -c 3 -i 0.05 -W 2 -M do -s 1472 10.0.0.2");
-    });
-}
-
-#[test]
-fn an_address_follows_the_order_from_its_port_to_another_host_and_back() {
-    let bridged = || {
-        let lines = run("bridge -n h1 fdb show br gwb1007");
-        let ours =
-            lines.lines().filter(|line| line.starts_with("fa:16:3e:00:00:01") && line.contains("master"));
-        ours.map(str::to_owned).collect::<Vec<_>>()
-    };
-    in_sandbox(|| {
-        add_host("h1", "198.18.0.11");
-        add_guest("h1", "g1", 1);
-        let ensure = |wanted: NetworkWanted| in_namespace("h1", || open(11).ensure(&wanted).unwrap());
-        let here = NetworkWanted { ports: vec![local_port(1)], ..wanted(&[], &[12]) };
-        // A question for an address that was not asked for before is sent at once.
-        let announce = |nobody| try_run(&format!("ip netns exec g1 ping -c 1 -W 0.1 10.0.0.{nobody}"));
-        ensure(here.clone());
-        announce(8);
-        let tap = tap_name(local_port(1).port);
-        assert!(bridged()[0].contains(&format!("dev {tap}")), "{:?}", bridged());
-        // It runs on h2 now, and its port here is not gone yet.
-        ensure(wanted(&[(1, 12)], &[12]));
-        assert_eq!(bridged(), ["fa:16:3e:00:00:01 dev gwv1007 master gwb1007 static"]);
-        // It is back, and says so before the order comes.
-        announce(9);
-        assert!(bridged()[0].contains(&format!("dev {tap}")), "{:?}", bridged());
-        ensure(here.clone());
-        assert!(bridged()[0].contains(&format!("dev {tap}")), "{:?}", bridged());
-        assert!(ensure(here).is_empty());
-    });
-}
-
-#[test]
-fn a_packet_is_neither_lost_nor_flooded_while_its_entry_moves() {
-    const MOVES: u32 = 200;
-    in_sandbox(|| {
-        add_host("h1", "198.18.0.11");
-        add_guest("h1", "g1", 1);
-        in_namespace("g1", || std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap());
-        run(&format!("ip -n g1 neighbour replace 10.0.0.2 dev eth0 lladdr {} nud permanent", mac(2)));
-        for host in [12, 13] {
-            let peer = "lladdr 02:00:00:00:00:01 nud permanent";
-            run(&format!("ip -n h1 neighbour replace 198.18.0.{host} dev eth0 {peer}"));
-        }
-        let at = |host| NetworkWanted { ports: vec![local_port(1)], ..wanted(&[(2, host)], &[12, 13]) };
-        let sender = in_namespace("g1", || std::net::UdpSocket::bind("10.0.0.1:0").unwrap());
-        let sent = in_namespace("h1", || {
-            let network = open(11);
-            network.ensure(&at(12)).unwrap();
-            let moved = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                let sending = scope.spawn(|| {
-                    let mut packets = 0_u64;
-                    while !moved.load(Ordering::Relaxed) {
-                        sender.send_to(&[0; 100], "10.0.0.2:9").unwrap();
-                        packets += 1;
-                    }
-                    packets
-                });
-                let moves = [13, 12].into_iter().cycle().take(MOVES as usize);
-                let changes = moves.map(|host| network.ensure(&at(host)).unwrap().forwarding);
-                assert_eq!(changes.sum::<u32>(), MOVES);
-                moved.store(true, Ordering::Relaxed);
-                sending.join().unwrap()
-            })
-        });
-        let statistics: serde_json::Value =
-            serde_json::from_str(&run("ip -n h1 -s -j link show dev gwv1007")).unwrap();
-        let left = &statistics[0]["stats64"]["tx"];
-        assert_eq!((&left["packets"], &left["dropped"]), (&sent.into(), &0.into()));
-        assert!(sent > u64::from(MOVES), "only {sent} packets");
     });
 }
 

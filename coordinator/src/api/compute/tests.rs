@@ -121,6 +121,7 @@ impl Scene {
             links: vec![],
             underlay: Underlay { link: "eth0".into(), address: "198.18.0.11".parse().unwrap(), mtu: 1500 },
             migration_address: None,
+            physical_networks: vec![],
             pools: vec![PoolReport {
                 name: "pool".into(),
                 path: "/srv/godwit".into(),
@@ -172,6 +173,7 @@ impl Scene {
             description: String::new(),
             project: self.api.admin.1,
             vni: 1001,
+            segment: Default::default(),
             mtu: 1450,
             shared: false,
             admin_state_up: true,

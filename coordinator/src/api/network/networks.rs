@@ -7,10 +7,10 @@ use crate::api::attributes::{Attributes, time_text};
 use crate::api::context::{Body, Caller, Links, Params};
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
-use crate::fleet::network::Network;
+use crate::fleet::network::{Network, Segment};
 use crate::fleet::{Change, Fleet};
 use crate::ledger::now;
-use crate::verbs::network::{self, NetworkUpdate, NewNetwork};
+use crate::verbs::network::{self, NetworkUpdate, NewNetwork, VLANS};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{Json, Response};
@@ -65,9 +65,14 @@ fn view(fleet: &Fleet, network: &Network, caller: &Caller) -> Value {
         "revision_number": network.revision,
     });
     if caller.is_admin() {
-        view["provider:network_type"] = "vxlan".into();
-        view["provider:physical_network"] = Value::Null;
-        view["provider:segmentation_id"] = network.vni.into();
+        let (kind, segment) = match network.segment {
+            Segment::Vxlan => ("vxlan", Some(network.vni)),
+            Segment::Flat { .. } => ("flat", None),
+            Segment::Vlan { tag, .. } => ("vlan", Some(u32::from(tag))),
+        };
+        view["provider:network_type"] = kind.into();
+        view["provider:physical_network"] = network.segment.physical().into();
+        view["provider:segmentation_id"] = segment.into();
     }
     view
 }
@@ -122,10 +127,54 @@ fn refuse_unbuilt(a: &mut Attributes) -> Answer<()> {
     a.inert("availability_zone_hints", &[json!([])])?;
     a.inert("is_default", &[json!(false)])?;
     a.inert("vlan_transparent", &[json!(false)])?;
-    a.inert("provider:physical_network", &[])?;
-    a.inert("provider:network_type", &[json!("vxlan")])?;
     a.inert("qos_policy_id", &[])?;
     a.inert("dns_domain", &[json!("")])
+}
+
+/// What carries a new network, and its VXLAN number if that is named. The words of refusals are those of OpenStack's
+/// type drivers.
+fn segment(a: &mut Attributes) -> Answer<(Segment, Option<u32>)> {
+    let kind = a.text("provider:network_type")?;
+    let physical = a.text("provider:physical_network")?;
+    let number = figure(a.number("provider:segmentation_id")?, "provider:segmentation_id")?;
+    let invalid = |text: String| Err(Fault::bad_request(format!("Invalid input for operation: {text}.")));
+    match (kind.as_deref(), physical, number) {
+        (None, Some(_), _) => invalid("network_type required".into()),
+        (None | Some("vxlan"), None, number) => Ok((Segment::Vxlan, number)),
+        (Some("vxlan"), Some(_), _) => {
+            invalid("provider:physical_network specified for vxlan network".into())
+        }
+        (Some("flat"), None, _) => invalid("physical_network required for flat provider network".into()),
+        (Some("flat"), Some(_), Some(_)) => {
+            invalid("segmentation_id prohibited for flat provider network".into())
+        }
+        (Some("flat"), Some(physical), None) => Ok((Segment::Flat { physical }, None)),
+        (Some("vlan"), None, _) => invalid("physical_network required for VLAN provider network".into()),
+        (Some("vlan"), Some(physical), None) => invalid(format!(
+            "Physical network {physical} requires segmentation_id to be specified when creating a provider network"
+        )),
+        (Some("vlan"), Some(physical), Some(number)) => {
+            match u16::try_from(number).ok().filter(|tag| VLANS.contains(tag)) {
+                Some(tag) => Ok((Segment::Vlan { physical, tag }, None)),
+                None => invalid(format!(
+                    "segmentation_id out of range ({} through {})",
+                    VLANS.start(),
+                    VLANS.end()
+                )),
+            }
+        }
+        (Some(other), ..) => {
+            invalid(format!("network_type value '{other}' not supported; here it is vxlan, flat or vlan"))
+        }
+    }
+}
+
+fn figure(figure: Option<u64>, key: &str) -> Answer<Option<u32>> {
+    match figure.map(u32::try_from) {
+        None => Ok(None),
+        Some(Ok(figure)) => Ok(Some(figure)),
+        Some(Err(_)) => Err(Fault::bad_request(format!("{key} is too large."))),
+    }
 }
 
 fn make(
@@ -136,18 +185,15 @@ fn make(
 ) -> Answer<(Vec<Change>, Network)> {
     admin_only(caller, &a, &ADMIN_KEYS)?;
     refuse_unbuilt(&mut a)?;
-    let figure = |figure: Option<u64>, key: &str| match figure.map(u32::try_from) {
-        None => Ok(None),
-        Some(Ok(figure)) => Ok(Some(figure)),
-        Some(Err(_)) => Err(Fault::bad_request(format!("{key} is too large."))),
-    };
+    let (segment, vni) = segment(&mut a)?;
     let new = NewNetwork {
         project: owner(caller, &mut a)?,
         name: a.text("name")?.unwrap_or_default(),
         description: a.text("description")?.unwrap_or_default(),
         shared: a.flag("shared")?.unwrap_or(false),
         admin_state_up: a.flag("admin_state_up")?.unwrap_or(true),
-        vni: figure(a.number("provider:segmentation_id")?, "provider:segmentation_id")?,
+        segment,
+        vni,
         // 0 is how some clients ask for the usual one.
         mtu: figure(a.number("mtu")?.filter(|mtu| *mtu != 0), "mtu")?,
     };
@@ -182,8 +228,10 @@ pub(super) async fn update(
     let mut a = Attributes::inside(body, "network")?;
     admin_only(&caller, &a, &ADMIN_KEYS)?;
     refuse_unbuilt(&mut a)?;
-    if a.has("provider:segmentation_id") {
-        return Err(Fault::bad_request("A network's VXLAN number cannot be changed; make another network."));
+    if ADMIN_KEYS.iter().any(|key| key.starts_with("provider:") && a.has(key)) {
+        return Err(Fault::bad_request(
+            "Invalid input for operation: Plugin does not support updating provider attributes; make another network.",
+        ));
     }
     let mtu = a.number("mtu")?.map(u32::try_from).transpose();
     let change = NetworkUpdate {

@@ -6,6 +6,8 @@ use axum::http::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+mod provider;
+
 impl Scene {
     async fn net(&self, who: As, method: Method, path: &str, body: Value) -> Answer {
         self.api.ask(who, method, &format!("/network/v2.0{path}"), &[], body).await
@@ -119,7 +121,7 @@ async fn what_cannot_be_is_refused_with_the_reason() {
         (net(json!({ "mtu": 9000 })), 400, "1450"),
         (net(json!({ "mtu": 900 })), 400, "1280"),
         (net(json!({ "router:external": true })), 400, "not supported"),
-        (net(json!({ "provider:network_type": "vlan" })), 400, "not supported"),
+        (net(json!({ "provider:network_type": "gre" })), 400, "network_type value 'gre' not supported"),
         (net(json!({ "provider:segmentation_id": 1001 })), 409, "taken"),
         (net(json!({ "provider:segmentation_id": 0 })), 400, "1 to 16777215"),
         (net(json!({ "admin_state_up": false })), 400, "admin_state_up"),

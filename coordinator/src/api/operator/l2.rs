@@ -75,5 +75,7 @@ fn agrees(wanted: Option<&NetworkWanted>, reported: Option<&NetworkReported>) ->
     let want: BTreeSet<(Mac, IpAddr)> = wanted.forwarding.iter().map(|f| (f.mac, f.vtep)).collect();
     let have: BTreeSet<(Mac, IpAddr)> = reported.forwarding.iter().copied().collect();
     let want_flood: BTreeSet<IpAddr> = wanted.flood.iter().copied().collect();
-    want == have && want_flood == reported.flood.iter().copied().collect()
+    want == have
+        && want_flood == reported.flood.iter().copied().collect()
+        && wanted.carrier.group_ttl() == reported.group_ttl
 }

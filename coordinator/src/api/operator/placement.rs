@@ -7,7 +7,7 @@ use crate::app::{App, Shared};
 use crate::fleet::Fleet;
 use crate::fleet::image::Image;
 use crate::fleet::instance::Flavor;
-use crate::operations::place::{changes, choice, group_terms, limits, overlay_mtu, views};
+use crate::operations::place::{changes, choice, group_terms, limits, overlay_mtu, physical_networks, views};
 use crate::placement::described::DescribedFleet;
 use crate::placement::search::candidates;
 use crate::placement::simulate::{Fill, fill};
@@ -123,12 +123,14 @@ fn terms(fleet: &Fleet, caller: &Caller, subject: &Subject, question: &Question)
         let named = |g: &&crate::fleet::group::ServerGroup| g.id.to_string() == *key || g.name == *key;
         only(fleet.server_groups.values().filter(named).collect(), "Server group", key).map(|group| group.id)
     });
+    let network = network.transpose()?;
     let nobody = InstanceId(uuid::Uuid::nil());
     Ok(Terms {
         zone: zone(fleet, question.availability_zone.as_ref())?,
         project: caller.project.to_string(),
         group: group.transpose()?.and_then(|group| group_terms(fleet, group, nobody)),
-        overlay_mtu: overlay_mtu(fleet, network.transpose()?),
+        overlay_mtu: overlay_mtu(fleet, network),
+        physical_networks: physical_networks(fleet, network),
         ..Terms::of_specs(&subject.flavor.extra_specs)
     })
 }

@@ -52,6 +52,7 @@ fn inventory(name: &str, cpus: u32) -> Inventory {
         links: vec![],
         underlay: Underlay { link: "eth0".into(), address: "198.18.0.11".parse().unwrap(), mtu: 1500 },
         migration_address: None,
+        physical_networks: vec![],
         pools: vec![PoolReport {
             name: "pool".into(),
             path: "/srv/godwit".into(),
@@ -282,6 +283,7 @@ async fn a_host_with_a_bound_port_cannot_be_removed_and_its_tables_are_shown() {
         description: String::new(),
         project: api.admin.1,
         vni: 1001,
+        segment: Default::default(),
         mtu: 1450,
         shared: false,
         admin_state_up: true,

@@ -44,6 +44,7 @@ fn machine() -> Machine {
         underlay_up: true,
         underlay_mtu: 1500,
         underlay_v6: false,
+        physical_networks: Default::default(),
     }
 }
 
@@ -215,6 +216,7 @@ fn inventory() -> report::Inventory {
         links: Vec::new(),
         underlay: report::Underlay { link: String::new(), address: [127, 0, 0, 1].into(), mtu: 1500 },
         migration_address: None,
+        physical_networks: vec![],
         pools: vec![report::PoolReport {
             name: "default".to_owned(),
             path: String::new(),

@@ -97,6 +97,13 @@ fn neighbours_processors_and_networks_are_looked_at() {
     let mtu = |mtu| with(Terms { overlay_mtu: Some(mtu), ..Terms::default() });
     assert_eq!(ask(&hosts, &mtu(1450)), ("ab".to_owned(), vec![Rule::NetworkReachable]));
     assert_eq!(ask(&hosts, &mtu(1451)).1, [Rule::NetworkMtu, Rule::NetworkMtu, Rule::NetworkReachable]);
+    hosts[2].machine.physical_networks = BTreeMap::from([("outside".to_owned(), 1500)]);
+    let on = |mtu| {
+        let physical_networks = BTreeMap::from([("outside".to_owned(), mtu)]);
+        with(Terms { physical_networks, ..Terms::default() })
+    };
+    assert_eq!(ask(&hosts, &on(1500)), ("c".to_owned(), vec![Rule::PhysicalNetwork; 2]));
+    assert_eq!(ask(&hosts, &on(1501)).1[2], Rule::NetworkMtu);
     hosts[0].machine.underlay_v6 = true;
     assert_eq!(ask(&hosts, &mtu(1450)).0, "b");
     let nowhere = with(Terms { beside: Some(BTreeSet::from([HostId::random()])), ..Terms::default() });

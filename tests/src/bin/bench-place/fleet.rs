@@ -431,6 +431,7 @@ fn inventory(cells: u32) -> Inventory {
         },
         cells: (0..cells).map(cell).collect(),
         reserved_memory_bytes: 4 << 30,
+        physical_networks: vec![],
         links: Vec::new(),
         underlay: Underlay { link: "eth0".to_owned(), address: [127, 0, 0, 1].into(), mtu: 9000 },
         migration_address: None,
