@@ -12,6 +12,7 @@ mod guests;
 mod hypervisor;
 mod lab;
 mod libvirtd;
+mod metrics;
 mod migrations;
 mod races;
 mod storage;

@@ -6,6 +6,7 @@
 mod linker;
 pub(crate) mod nova;
 mod packages;
+mod promtool;
 mod sources;
 
 use std::time::Instant;
@@ -66,13 +67,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), SetupError> {
     let linker_missing = !linker::is_installed();
     let nova_missing = arguments.bench && !nova::is_installed();
     let components = missing_components();
-    let count = missing.len() + usize::from(linker_missing) + usize::from(nova_missing) + components.len();
-    let total = wanted.len() + 1 + usize::from(arguments.bench) + COMPONENTS.len();
+    let promtool_missing = !promtool::is_installed();
+    let built = [linker_missing, nova_missing, promtool_missing].map(usize::from).iter().sum::<usize>();
+    let count = missing.len() + built + components.len();
+    let total = wanted.len() + 2 + usize::from(arguments.bench) + COMPONENTS.len();
     if count == 0 {
         println!("setup: all {total} parts are here ({} ms)", started.elapsed().as_millis());
         return Ok(());
     }
-    report(&missing, linker_missing, nova_missing, &components);
+    report(&missing, &components);
+    if linker_missing {
+        println!("  {:<24} links the eBPF programs (built by cargo, a minute)", "bpf-linker");
+    }
+    if promtool_missing {
+        println!("  {:<24} checks metrics and alert rules (Debian's, unpacked only)", "promtool");
+    }
+    if nova_missing {
+        println!("  {:<24} the peer of placement's benchmark (Python packages of its own)", "nova 34");
+    }
     if arguments.check {
         return Err(SetupError::Missing { count, total });
     }
@@ -93,6 +105,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), SetupError> {
     if nova_missing {
         nova::install()?;
     }
+    if promtool_missing {
+        promtool::install()?;
+    }
     let names: Vec<&str> = packages::missing(&wanted)?.iter().map(|package| package.name).collect();
     if !names.is_empty() {
         return Err(SetupError::StillMissing { names: names.join(", ") });
@@ -101,19 +116,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn report(missing: &[&Package], linker_missing: bool, nova_missing: bool, components: &[(&str, &str)]) {
+fn report(missing: &[&Package], components: &[(&str, &str)]) {
     println!("setup: missing");
     for package in missing {
         println!("  {:<24} {}", package.name, package.why);
     }
     for (component, why) in components {
         println!("  {component:<24} {why} (a component of the Rust toolchain)");
-    }
-    if linker_missing {
-        println!("  {:<24} links the eBPF programs (built by cargo, a minute)", "bpf-linker");
-    }
-    if nova_missing {
-        println!("  {:<24} the peer of placement's benchmark (Python packages of its own)", "nova 34");
     }
 }
 

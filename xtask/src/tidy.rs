@@ -1,13 +1,14 @@
 //! `cargo xtask tidy`: the rules of docs/architecture.md that a compiler does not check.
 //!
 //! Crate arrows, where outside crates may be named, module docs, file length, words that have no place in the
-//! project, and promises without their test.
+//! project, promises without their test, and series that no daemon exposes or no page tells of.
 
 mod arrows;
+mod metrics;
 mod promises;
 mod sources;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::command::{self, CommandError};
@@ -44,15 +45,24 @@ pub(crate) fn run(_: &Arguments) -> Result<(), TidyError> {
     let mut findings = arrows::check(root)?;
     let files = files(root)?;
     let mut functions = HashSet::new();
+    let mut series = BTreeSet::new();
     for path in &files {
         let Ok(text) = std::fs::read_to_string(root.join(path)) else { continue };
         findings.extend(sources::check(path, &text));
         if path.ends_with(".rs") {
             functions.extend(promises::functions(&text));
         }
+        if metrics::makes_series(path) {
+            series.extend(metrics::made(&text));
+        }
     }
     if let Ok(text) = std::fs::read_to_string(root.join(promises::FILE)) {
         findings.extend(promises::check(&text, &functions));
+    }
+    for path in files.iter().filter(|path| metrics::names_series(path)) {
+        if let Ok(text) = std::fs::read_to_string(root.join(path)) {
+            findings.extend(metrics::check(path, &text, &series));
+        }
     }
     for Finding { file, line, advice } in &findings {
         match line {

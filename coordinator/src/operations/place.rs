@@ -3,8 +3,8 @@
 use crate::config::Config;
 use crate::error::Error;
 use crate::fleet::instance::{Instance, NicRequest};
-use crate::fleet::{Fleet, Time};
 use crate::fleet::network::Segment;
+use crate::fleet::{Fleet, Time};
 use crate::ledger::now;
 use crate::liveness::Liveness;
 use crate::operations::StepError;
