@@ -5,6 +5,7 @@
 //! and again. What its scheduler does beside that is not counted.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 use super::record::{Metric, Record, cost};
 use super::{BenchError, Effort};
-use crate::command;
+use crate::command::{self, CommandError};
 use crate::setup::nova;
 
 const PEER: &str = "nova-34";
@@ -28,6 +29,8 @@ const PEER_HOSTS: u64 = 50;
 
 /// Its search by permutations is stopped after this.
 const WORST_LIMIT_S: u64 = 30;
+
+const SIGALRM: i32 = 14;
 
 /// Hosts, cells of each, percent full.
 type Size = (u64, u32, u64);
@@ -49,7 +52,7 @@ pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, Be
     let folder = command::target_folder().join(format!("tmp/bench-place-{}", std::process::id()));
     fs::create_dir_all(&folder).map_err(BenchError::io(format!("cannot make {}", folder.display())))?;
     let bench = Bench { programs, scratch: Scratch(folder) };
-    bench.write("nova.py", include_str!("place/nova.py"))?;
+    bench.write("peer.py", include_str!("place/peer.py"))?;
     let mut records = bench.worst(effort)?;
     let fits: &[Size] = if effort.quick {
         &[(1, 2, 50), (1, 8, 50)]
@@ -157,7 +160,11 @@ impl Bench<'_> {
                     Ok(_) => {
                         return Err(BenchError::Wrong { case: "16x8".to_owned(), tool: PEER.to_owned() });
                     }
-                    Err(BenchError::Command(_)) => limit as f64 * 1e6,
+                    Err(BenchError::Command(CommandError::Failed { status, .. }))
+                        if status.signal() == Some(SIGALRM) =>
+                    {
+                        limit as f64 * 1e6
+                    }
                     Err(error) => return Err(error),
                 };
                 pairs.push((number(&ours, key)?, theirs));
@@ -193,7 +200,7 @@ impl Bench<'_> {
     }
 
     fn theirs(&self, arguments: &[&str]) -> Result<Value, BenchError> {
-        answer(Command::new(nova::python()).arg(self.scratch.0.join("nova.py")).args(arguments))
+        answer(Command::new(nova::python()).arg(self.scratch.0.join("peer.py")).args(arguments))
     }
 }
 

@@ -65,7 +65,6 @@ const BENCH: &[Package] = &[
     package("openssl", "", "certificates for peers of streams"),
     package("socat", "", "a peer of the migration relay"),
     package("iperf3", "", "a peer and limit of the overlay"),
-    package("python3-venv", "", "holds Nova, the peer of placement"),
 ];
 
 const VENV: Package = package("python3-venv", "", "makes the environment of the OpenStack clients");

@@ -1,9 +1,9 @@
 """Nova's own numa_fit_instance_to_host on the hosts and guests of a file, as one line of JSON.
 
-    nova.py fit FILE              every guest on every host: answers, and fits a second
-    nova.py fleet FILE HOSTS      every guest on HOSTS hosts (those of the file again and again), as its scheduler's
+    peer.py fit FILE              every guest on every host: answers, and fits a second
+    peer.py fleet FILE HOSTS      every guest on HOSTS hosts (those of the file again and again), as its scheduler's
                                   filter looks at each: placements a second
-    nova.py worst FILE SECONDS    FILE holds a host and a guest; gives up after SECONDS
+    peer.py worst FILE SECONDS    FILE holds a host and a guest; gives up after SECONDS
 """
 import itertools
 import json
