@@ -3,6 +3,7 @@
 use crate::hypervisor::{MemoryBinding, Virtualization};
 use crate::network::netlink::UnderlayChoice;
 use crate::state::{StateError, write_atomic};
+use crate::telemetry::Capacity;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -113,6 +114,8 @@ struct Written {
     #[serde(deserialize_with = "parsed")]
     migration_listen: Option<SocketAddr>,
     bpffs: Option<PathBuf>,
+    capacity: Capacity,
+    program_stats: Option<bool>,
     #[serde(deserialize_with = "parsed")]
     shared_cpus: Option<CpuSet>,
     #[serde(deserialize_with = "parsed")]
@@ -151,6 +154,10 @@ pub struct Config {
     pub migration_listen: Option<SocketAddr>,
     /// A mounted BPF file system.
     pub bpffs: PathBuf,
+    /// Most entries of the programs' maps.
+    pub capacity: Capacity,
+    /// Whether the kernel measures what the programs cost.
+    pub program_stats: bool,
     /// CPUs for floating vCPUs; none: those that are not dedicated.
     pub shared_cpus: Option<CpuSet>,
     /// CPUs to pin to; none unless the operator names some.
@@ -193,6 +200,8 @@ impl Config {
                 .unwrap_or_else(|| MetricsListen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9177)))),
             migration_listen: written.migration_listen,
             bpffs: written.bpffs.unwrap_or_else(|| "/sys/fs/bpf".into()),
+            capacity: written.capacity,
+            program_stats: written.program_stats.unwrap_or(true),
             shared_cpus: written.shared_cpus,
             dedicated_cpus: written.dedicated_cpus.unwrap_or_default(),
             reserved_memory_bytes: written.reserved_memory_mib.unwrap_or(512).saturating_mul(1 << 20),

@@ -4,6 +4,7 @@ use crate::agent::Agent;
 use crate::calls::Calls;
 use crate::config::{Config, MIGRATION_PORT};
 use crate::drift::{self, Drifts};
+use crate::events::Events;
 use crate::guest_process::GuestProcesses;
 use crate::host::{Host, configured_cells};
 use crate::hypervisor::libvirt::Libvirt;
@@ -14,15 +15,18 @@ use crate::metrics::{ListenError, Metrics, Process};
 use crate::migration::{MigrationSettings, Migrations};
 use crate::network::HostNetwork;
 use crate::network::netlink::Netlink;
+use crate::network::overlay::Overlay;
 use crate::report::Reporter;
 use crate::reservations::Reservations;
 use crate::state::{IdentityPaths, State, StateError};
 use crate::storage::Pool;
+use crate::telemetry;
+use crate::telemetry::plane::{DataPlane, EventReader, PlaneCollector};
 use crate::telemetry::vxlan::{Options, VxlanCollector, VxlanTelemetry};
 use crate::uplink::{Uplink, UplinkError};
 use godwit_protocol::error::RequestError;
 use godwit_protocol::quic::{ChannelError, Identity};
-use prometheus::{IntGauge, Registry};
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -94,14 +98,18 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let metrics = Metrics::bind(&config.metrics_listen, registry.clone()).await?;
     let network = Netlink::open(&config.underlay)?.with_physical(config.physical_networks.clone());
     let underlay = network.underlay()?;
-    watch_underlay(&underlay.link, &config.bpffs, &registry)?;
+    let events = Arc::new(Events::new(state.host(), &registry)?);
+    let plane = start_data_plane(&underlay.link, &config, &registry, &events)?;
+    let network = if plane.is_some() { network } else { network.standing_in() };
+    let network = Overlay::new(network, plane.clone());
     let (coordinator, host) = (config.coordinator, state.host());
     let (calls, reporter) = assemble(config, state, identity.clone(), network, &registry)?;
-    let uplink = Uplink::new(coordinator, host, &identity, calls, reporter, &registry)?;
+    let uplink = Uplink::new(coordinator, host, &identity, calls, reporter, &registry)?.with_events(events);
     tracing::info!(%host, %coordinator, "the agent runs");
     tokio::select! {
         () = uplink.run() => {}
         () = metrics.serve() => {}
+        () = watch_taps(plane) => {}
         _ = terminate.recv() => tracing::info!("SIGTERM: the agent stops, guests go on"),
         _ = interrupt.recv() => tracing::info!("SIGINT: the agent stops, guests go on"),
     }
@@ -118,18 +126,73 @@ fn read_identity(dir: &Path) -> Result<Identity, RunError> {
         .map_err(RunError::Identity)
 }
 
-/// Counts the underlay's packets. A host whose kernel does not let us is still a host.
-fn watch_underlay(link: &str, bpffs: &Path, registry: &Registry) -> Result<(), RunError> {
+/// Counts the underlay's packets, and sets up the ports' programs. A host whose kernel does not let us is still a
+/// host: then the kernel's own means answer for known neighbours, and a metric says so.
+fn start_data_plane(
+    link: &str,
+    config: &Config,
+    registry: &Registry,
+    events: &Arc<Events>,
+) -> Result<Option<Arc<DataPlane>>, RunError> {
     let up = IntGauge::new("godwit_telemetry_up", "Whether the underlay's packets are counted.")?;
     registry.register(Box::new(up.clone()))?;
-    match VxlanTelemetry::ensure(link, bpffs, Options::default()) {
+    let answering = IntGaugeVec::new(
+        Opts::new(
+            "godwit_neighbour_suppression",
+            "What answers questions for known addresses at their ports.",
+        ),
+        &["by"],
+    )?;
+    registry.register(Box::new(answering.clone()))?;
+    if config.program_stats {
+        telemetry::measure_programs();
+    }
+    let bpffs = &config.bpffs;
+    let options = Options { known_only: true, capacity: config.capacity, ..Options::default() };
+    match VxlanTelemetry::ensure(link, bpffs, options) {
         Ok(telemetry) => {
             registry.register(Box::new(VxlanCollector::new(Arc::new(telemetry))?))?;
             up.set(1);
         }
         Err(error) => tracing::error!("packets are not counted: {}", chain(&error)),
     }
-    Ok(())
+    let opened =
+        DataPlane::open(bpffs, config.capacity).and_then(|plane| Ok((plane, EventReader::open(bpffs)?)));
+    let plane = match opened {
+        Ok((plane, reader)) => {
+            let plane = Arc::new(plane);
+            registry.register(Box::new(PlaneCollector::new(plane.clone())?))?;
+            forward_events(reader, events.clone())?;
+            Some(plane)
+        }
+        Err(error) => {
+            tracing::error!("ports have no programs, nor security: {}", chain(&error));
+            None
+        }
+    };
+    answering.with_label_values(&["ebpf"]).set(plane.is_some().into());
+    answering.with_label_values(&["kernel"]).set(plane.is_none().into());
+    Ok(plane)
+}
+
+/// A thread that takes events out of the kernel's ring, for as long as the agent runs.
+fn forward_events(mut reader: EventReader, events: Arc<Events>) -> io::Result<()> {
+    let forward = move || loop {
+        events.push(reader.wait(Duration::from_secs(3600)));
+    };
+    std::thread::Builder::new().name("events".into()).spawn(forward).map(drop)
+}
+
+/// Sets up taps as they come, and forgets them as they go.
+async fn watch_taps(plane: Option<Arc<DataPlane>>) {
+    let Some(plane) = plane else { return std::future::pending().await };
+    loop {
+        let plane = plane.clone();
+        if let Err(error) = crate::network::watch::links(Arc::new(move || plane.refresh())).await {
+            tracing::error!("the kernel does not tell of new links: {error}");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// Puts the parts together: what takes requests, and what reports.
@@ -137,7 +200,7 @@ fn assemble(
     config: Config,
     state: Arc<State>,
     identity: Arc<Identity>,
-    network: Netlink,
+    network: Overlay,
     registry: &Registry,
 ) -> Result<(Calls, Arc<Reporter>), RunError> {
     let reservations = Arc::new(Reservations::open(&config.dir)?);

@@ -11,6 +11,7 @@ pub mod crash;
 pub mod daemon;
 pub mod datapath;
 pub mod drift;
+pub mod events;
 pub mod guest_process;
 pub mod host;
 pub mod hypervisor;

@@ -2,8 +2,10 @@
 
 pub mod fake;
 pub mod netlink;
+pub mod overlay;
 #[cfg(test)]
 pub(crate) mod sandbox;
+pub mod watch;
 
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::host::{Link, PhysicalNetwork, Underlay};
@@ -159,6 +161,9 @@ pub enum NetworkError {
         /// Why.
         source: std::io::Error,
     },
+    /// The programs of its ports.
+    #[error("the ports of the network are not set up")]
+    Plane(#[from] crate::telemetry::TelemetryError),
     /// The kernel refuses.
     #[error("the kernel refuses to {action}")]
     Kernel {
@@ -181,7 +186,7 @@ impl NetworkError {
             Self::MtuTooLarge { .. } | Self::LinkTaken { .. } => ErrorKind::Conflict,
             Self::NoPhysical { .. } | Self::NoLink { .. } | Self::NoVlans { .. } => ErrorKind::Conflict,
             Self::NoUnderlay { .. } | Self::NoRoute { .. } => ErrorKind::Unavailable,
-            Self::Setting { .. } | Self::Kernel { .. } => ErrorKind::Internal,
+            Self::Setting { .. } | Self::Plane(_) | Self::Kernel { .. } => ErrorKind::Internal,
         }
     }
 }

@@ -4,8 +4,16 @@
 //! Maps and attachments are pinned under `<bpffs>/godwit`. They outlive the agent, and the next agent adopts
 //! them: counters go on, and the programs are exchanged without a packet in between.
 
+mod attachment;
 mod pins;
+pub mod plane;
+mod ports;
+mod series;
+mod shared;
+mod tables;
 pub mod vxlan;
+
+pub use shared::Capacity;
 
 use aya::programs::ProgramError;
 use std::io;
@@ -76,4 +84,13 @@ pub enum TelemetryError {
         /// Which.
         name: &'static str,
     },
+}
+
+/// Has the kernel measure what programs cost, for as long as this process lives.
+pub fn measure_programs() {
+    match aya::sys::enable_stats(aya::sys::Stats::RunTime) {
+        // The kernel measures while this is open.
+        Ok(measuring) => std::mem::forget(measuring),
+        Err(error) => tracing::warn!("the programs' own cost is not measured: {error}"),
+    }
 }

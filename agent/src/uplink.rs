@@ -3,10 +3,12 @@
 //! It keeps nothing that a broken connection could lose: reports are whole, and requests go on in [`Calls`].
 
 use crate::calls::{CallState, Calls};
+use crate::events::Events;
 use crate::hypervisor::chain;
 use crate::report::Reporter;
 use godwit_protocol::VERSION;
 use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::event::EventBatch;
 use godwit_protocol::id::HostId;
 use godwit_protocol::operation::Progress;
 use godwit_protocol::quic::{COORDINATOR_NAME, ChannelError, Identity, receive, send};
@@ -34,6 +36,9 @@ const REPORT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time after which the host is read though nothing is known to have changed.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Time between batches of events at least.
+const EVENTS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time until the host is read again when it could not be.
 const REPORT_RETRY: Duration = Duration::from_secs(1);
@@ -77,6 +82,7 @@ pub struct Uplink {
     endpoint: Endpoint,
     calls: Calls,
     reporter: Arc<Reporter>,
+    events: Option<Arc<Events>>,
     connected: IntGauge,
     connections: IntCounter,
 }
@@ -105,7 +111,7 @@ impl Uplink {
             IntCounter::new("godwit_agent_connections_total", "Connections that it has accepted.")?;
         registry.register(Box::new(connected.clone()))?;
         registry.register(Box::new(connections.clone()))?;
-        Ok(Self { coordinator, host, endpoint, calls, reporter, connected, connections })
+        Ok(Self { coordinator, host, endpoint, calls, reporter, events: None, connected, connections })
     }
 
     /// Keeps the connection up, for ever.
@@ -133,6 +139,12 @@ impl Uplink {
         }
     }
 
+    /// The same, which also tells what `events` holds.
+    #[must_use]
+    pub fn with_events(self, events: Arc<Events>) -> Self {
+        Self { events: Some(events), ..self }
+    }
+
     /// Says goodbye, so that the coordinator need not wait for silence.
     pub async fn close(&self) {
         self.endpoint.close(0_u32.into(), b"the agent stops");
@@ -156,6 +168,7 @@ impl Uplink {
             reason = connection.closed() => Err(UplinkError::Ended(to, reason)),
             error = self.heartbeats(&connection, heartbeat_every) => Err(UplinkError::Ended(to, error)),
             error = self.reports(&connection) => Err(error.into()),
+            error = self.tell_events(&connection) => Err(error.into()),
             error = self.requests(&connection) => Err(UplinkError::Ended(to, error)),
         }
     }
@@ -223,6 +236,19 @@ impl Uplink {
         }
     }
 
+    /// Tells events in batches, each until the coordinator has it.
+    async fn tell_events(&self, connection: &Connection) -> ChannelError {
+        let Some(events) = &self.events else { return std::future::pending().await };
+        loop {
+            let batch = events.next().await;
+            if let Err(error) = send_event_batch(connection, &batch).await {
+                return error;
+            }
+            events.taken(&batch);
+            sleep(EVENTS_PAUSE).await;
+        }
+    }
+
     async fn requests(&self, connection: &Connection) -> quinn::ConnectionError {
         // Dropped with the connection: what is lost is the telling, not the doing.
         let mut answering = JoinSet::new();
@@ -246,6 +272,17 @@ async fn send_report<T: serde::Serialize>(connection: &Connection, report: &T) -
     // Only fails when it is finished already.
     let _ = to.finish();
     Ok(())
+}
+
+/// Returns when the coordinator's end has all of it.
+async fn send_event_batch(connection: &Connection, batch: &EventBatch) -> Result<(), ChannelError> {
+    let mut to = connection.open_uni().await?;
+    send(&mut to, batch).await?;
+    let _ = to.finish();
+    match to.stopped().await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(connection.closed().await.into()),
+    }
 }
 
 async fn answer(calls: Calls, mut to: SendStream, mut from: RecvStream) {

@@ -4,6 +4,7 @@
 
 mod cloud;
 mod error;
+mod event;
 mod flavor;
 mod host;
 mod http;
@@ -98,6 +99,9 @@ enum Noun {
     /// What the coordinator does and did
     #[command(subcommand)]
     Operation(operation::Command),
+    /// What hosts saw that should not be
+    #[command(subcommand)]
+    Event(event::Command),
     /// Where a server would fit, and why not elsewhere
     #[command(subcommand)]
     Placement(placement::Command),
@@ -160,6 +164,7 @@ fn run(Cli { global, noun }: Cli) -> Result<()> {
         Noun::Host(command) => command.run(&app),
         Noun::Migration(command) => command.run(&app),
         Noun::Operation(command) => command.run(&app),
+        Noun::Event(command) => command.run(&app),
         Noun::Placement(command) => command.run(&app),
         Noun::Status => status::run(&app),
         Noun::Completion { .. } => unreachable!("answered above, without a cloud"),

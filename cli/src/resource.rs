@@ -115,6 +115,17 @@ pub(crate) const OPERATION: Resource = Resource {
     filter: false,
 };
 
+pub(crate) const EVENT: Resource = Resource {
+    noun: "event",
+    service: Service::Operator,
+    path: "/events",
+    list: "/events",
+    singular: None,
+    plural: "events",
+    name: "at",
+    filter: false,
+};
+
 impl Resource {
     /// The one with this id or, if none has it, with this name, as OpenStack's own clients look.
     ///

@@ -3,11 +3,12 @@
 use crate::app::{App, Shared};
 use crate::reconcile;
 use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::event::AgentNote;
 use godwit_protocol::host::Heartbeat;
 use godwit_protocol::id::HostId;
 use godwit_protocol::operation::Progress;
 use godwit_protocol::quic::{self, ChannelError, Identity};
-use godwit_protocol::request::{AgentMessage, AgentReply, AgentRequest, Hello, HostReport, Welcome};
+use godwit_protocol::request::{AgentMessage, AgentReply, AgentRequest, Hello, Welcome};
 use godwit_protocol::{VERSION, frame};
 use quinn::{Connection, Endpoint, TokioRuntime};
 use rustls_pki_types::CertificateDer;
@@ -225,9 +226,10 @@ async fn listen(app: &Shared, host: HostId, connection: &Connection) -> Result<(
             }
             stream = connection.accept_uni() => {
                 let mut stream = stream?;
-                let report: HostReport = quic::receive(&mut stream).await?;
-                if report.host == host {
-                    reconcile::report(app, report).await;
+                match quic::receive(&mut stream).await? {
+                    AgentNote::Report(report) if report.host == host => reconcile::report(app, *report).await,
+                    AgentNote::Events(batch) if batch.host == host => app.events.take(batch),
+                    AgentNote::Report(_) | AgentNote::Events(_) => {}
                 }
             }
         }

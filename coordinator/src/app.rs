@@ -3,6 +3,7 @@
 use crate::agents::Agents;
 use crate::ca::Ca;
 use crate::config::Config;
+use crate::events::Events;
 use crate::images::Images;
 use crate::l2;
 use crate::ledger::Ledger;
@@ -23,6 +24,8 @@ pub struct App {
     pub operations: Operations,
     /// Networks whose hosts are to be told.
     pub l2: l2::Queue,
+    /// What hosts told of rare things.
+    pub events: Events,
     /// The images' bytes on the pool.
     pub images: Images,
     /// Users' tokens.

@@ -11,6 +11,7 @@ pub mod config;
 pub mod crash;
 pub mod drift;
 pub mod error;
+pub mod events;
 pub mod fleet;
 pub mod images;
 pub mod init;

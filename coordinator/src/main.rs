@@ -172,6 +172,7 @@ async fn run(dir: &Path) -> Result<(), MainError> {
         agents: Agents::default(),
         operations: Operations::default(),
         l2: l2::Queue::default(),
+        events: Default::default(),
         images: Images::new(&config.pool),
         tokens: Tokens::open(&dir.join("token.key"), Duration::from_secs(config.token_seconds))?,
         ca,

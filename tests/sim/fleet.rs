@@ -60,6 +60,7 @@ impl Fleet {
             agents: Agents::default(),
             operations: Operations::default(),
             l2: l2::Queue::default(),
+            events: Default::default(),
             images: Images::new(&config.pool),
             tokens: Tokens::with_key([7; 32], Duration::from_secs(60)),
             ca,

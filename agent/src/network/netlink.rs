@@ -3,6 +3,7 @@
 mod forwarding;
 mod host;
 mod links;
+mod neighbours;
 mod provided;
 mod socket;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub struct Netlink {
     underlay_address: IpAddr,
     /// Links of the host by the name of their physical network.
     physical: BTreeMap<String, String>,
+    stands_in: bool,
     conversation: Mutex<Conversation>,
 }
 
@@ -53,7 +55,7 @@ impl Netlink {
         let mut conversation = Conversation::open().map_err(|error| kernel("be asked by netlink", error))?;
         let (underlay_link, underlay_address) = choose(&mut conversation, choice)?;
         let (physical, conversation) = (BTreeMap::new(), Mutex::new(conversation));
-        Ok(Self { underlay_link, underlay_address, physical, conversation })
+        Ok(Self { underlay_link, underlay_address, physical, stands_in: false, conversation })
     }
 
     /// The same with links for flat and VLAN networks, by the name of their physical network.
@@ -61,6 +63,22 @@ impl Netlink {
     pub fn with_physical(mut self, physical: BTreeMap<String, String>) -> Self {
         self.physical = physical;
         self
+    }
+
+    /// The same, which stands in for the programs that this kernel does not take: the bridge answers questions for
+    /// known neighbours, and unknown unicast does not leave where the policy is to drop it.
+    #[must_use]
+    pub fn standing_in(self) -> Self {
+        Self { stands_in: true, ..self }
+    }
+
+    /// Refuses what [`HostNetwork::ensure`] would refuse before it does anything.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(&self, wanted: &NetworkWanted) -> Result<(), NetworkError> {
+        let (_, underlay) = self.find_underlay(&mut self.conversation())?;
+        check(wanted, &underlay)
     }
 
     fn conversation(&self) -> MutexGuard<'_, Conversation> {
@@ -82,7 +100,7 @@ impl HostNetwork for Netlink {
         let (underlay_index, underlay) = self.find_underlay(conversation)?;
         check(wanted, &underlay)?;
         let (bridge, mut changes) = if wanted.carrier.is_vxlan() {
-            ensure_overlay(conversation, wanted, &underlay, underlay_index)?
+            ensure_overlay(conversation, wanted, &underlay, underlay_index, self.stands_in)?
         } else {
             let addressed = host::addressed(conversation)?;
             provided::ensure(conversation, wanted, &self.physical, &underlay, &addressed)?
@@ -161,18 +179,24 @@ fn ensure_overlay(
     wanted: &NetworkWanted,
     underlay: &Underlay,
     underlay_index: u32,
+    stands_in: bool,
 ) -> Result<(LinkState, Changes), NetworkError> {
     let mut changes = Changes::default();
     let (bridge, mut bridge_changed) = links::ensure_bridge(conversation, wanted)?;
     let (vxlan, mut vxlan_changed) =
-        links::ensure_vxlan(conversation, wanted, underlay, underlay_index, &bridge)?;
+        links::ensure_vxlan(conversation, wanted, underlay, underlay_index, &bridge, stands_in)?;
+    if stands_in {
+        changes.forwarding += neighbours::ensure(conversation, bridge.index, wanted)?;
+    }
     let entries = Entries {
         vteps: wanted.forwarding.iter().map(|entry| (entry.mac, entry.vtep)).collect(),
         bridged: wanted.forwarding.iter().map(|entry| entry.mac).collect(),
         flood: wanted.flood.iter().copied().collect(),
     };
     let out_of = matches!(wanted.carrier, Carrier::VxlanGroup { .. }).then_some(underlay_index);
-    (changes.forwarding, changes.flood) = forwarding::ensure(conversation, vxlan.index, &entries, out_of)?;
+    let (addresses, flood) = forwarding::ensure(conversation, vxlan.index, &entries, out_of)?;
+    changes.forwarding += addresses;
+    changes.flood = flood;
     // Only now may packets pass: every entry is there.
     vxlan_changed |= links::ensure_up(conversation, &vxlan)?;
     bridge_changed |= links::ensure_up(conversation, &bridge)?;

@@ -7,19 +7,19 @@ mod tests;
 pub use collector::VxlanCollector;
 
 use super::TelemetryError;
-use super::pins::{Layout, Pins};
-use aya::maps::{Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap};
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType};
-use aya::programs::{LinkOrder, ProgramError, ProgramInfo};
-use aya::sys::SyscallError;
-use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use super::attachment::Place;
+use super::pins::Pins;
+use super::shared::{self, Capacity, hash, map_error, take_map};
+use aya::maps::{MapData, MapType, PerCpuArray, PerCpuHashMap};
+use aya::programs::ProgramError;
+use aya::programs::tc::{SchedClassifier, TcAttachType};
+use aya::{Ebpf, include_bytes_aligned};
 use godwit_ebpf_common::underlay::{
-    Class, Direction, EGRESS_PROGRAM, INGRESS_PROGRAM, OTHER_MAP, Other, PORT_GLOBAL, TRAFFIC_ENTRIES,
-    TRAFFIC_MAP, Traffic, TrafficKey,
+    CARRY_TRAFFIC_PROGRAM, Class, Direction, EGRESS_PROGRAM, INGRESS_PROGRAM, KNOWN_ONLY_GLOBAL, OTHER_MAP,
+    Other, PORT_GLOBAL, STALE_ENTRIES, STALE_MAP, Stale, TRAFFIC_MAP, Traffic, TrafficKey,
 };
 use std::collections::BTreeMap;
-use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,20 +28,23 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/underla
 
 const TRAFFIC_PIN: &str = "underlay_traffic";
 const OTHER_PIN: &str = "underlay_other";
+const STALE_PIN: &str = "underlay_stale";
 
 /// How to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// UDP destination port of VXLAN.
     pub port: u16,
-    /// Keys that can be counted, at most six a network. Changing it starts the counters from zero.
-    pub entries: u32,
+    /// Whether packets for networks that the agent was not told of are strangers rather than counted by network.
+    pub known_only: bool,
+    /// Most entries of each map.
+    pub capacity: Capacity,
 }
 
 impl Default for Options {
-    /// RFC 7348's port, and room for 1365 networks.
+    /// RFC 7348's port; every network is counted.
     fn default() -> Self {
-        Self { port: 4789, entries: TRAFFIC_ENTRIES }
+        Self { port: 4789, known_only: false, capacity: Capacity::default() }
     }
 }
 
@@ -54,6 +57,8 @@ pub struct Sample {
     pub direction: Direction,
     /// Whom the inner destination address is.
     pub class: Class,
+    /// The VTEP at the other end, or the group that it goes to.
+    pub peer: IpAddr,
     /// Packets on the wire, every segment of an offloaded one counted.
     pub packets: u64,
     /// Their bytes, from the outer Ethernet header on.
@@ -64,8 +69,8 @@ pub struct Sample {
 /// `kernel.bpf_stats_enabled` is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
-    /// Which of the two programs.
-    pub direction: Direction,
+    /// Its name.
+    pub program: &'static str,
     /// Packets it has seen, as the kernel handed them over.
     pub runs: u64,
     /// Time spent in it, all CPUs together.
@@ -80,6 +85,7 @@ pub struct VxlanTelemetry {
     ebpf: Ebpf,
     traffic: PerCpuHashMap<MapData, TrafficKey, Traffic>,
     other: PerCpuArray<MapData, u64>,
+    stale: PerCpuHashMap<MapData, u32, Stale>,
 }
 
 impl VxlanTelemetry {
@@ -96,29 +102,41 @@ impl VxlanTelemetry {
             return Err(TelemetryError::NoLink { link: link.to_owned() });
         }
         let pins = Pins::open(bpffs)?;
-        pins.discard_unless(TRAFFIC_PIN, &traffic_layout(options.entries))?;
-        pins.discard_unless(OTHER_PIN, &OTHER_LAYOUT)?;
-        let mut ebpf = EbpfLoader::new()
+        let entries = options.capacity.traffic;
+        pins.make_way(TRAFFIC_PIN, &hash::<TrafficKey, Traffic>(TRAFFIC_MAP, MapType::PerCpuHash, entries))?;
+        pins.make_way(
+            OTHER_PIN,
+            &hash::<u32, u64>(OTHER_MAP, MapType::PerCpuArray, Other::ALL.len() as u32),
+        )?;
+        pins.make_way(STALE_PIN, &hash::<u32, Stale>(STALE_MAP, MapType::PerCpuHash, STALE_ENTRIES))?;
+        let known_only = u8::from(options.known_only);
+        let mut ebpf = shared::loader(&pins, &options.capacity)?
             .map_pin_path(TRAFFIC_MAP, pins.path(TRAFFIC_PIN))
             .map_pin_path(OTHER_MAP, pins.path(OTHER_PIN))
-            .map_max_entries(TRAFFIC_MAP, options.entries)
+            .map_pin_path(STALE_MAP, pins.path(STALE_PIN))
+            .map_max_entries(TRAFFIC_MAP, entries)
             .override_global(PORT_GLOBAL, &options.port, true)
+            .override_global(KNOWN_ONLY_GLOBAL, &known_only, true)
             .load(OBJECT)
             .map_err(|error| TelemetryError::Object(Box::new(error)))?;
+        shared::carry_tables(&pins)?;
         let traffic = take_map(&mut ebpf, TRAFFIC_MAP)?;
         let other = take_map(&mut ebpf, OTHER_MAP)?;
+        let stale = take_map(&mut ebpf, STALE_MAP)?;
         for direction in Direction::ALL {
             // Both before either is attached: a kernel that refuses one must not be left with the other.
             let loaded = program_mut(&mut ebpf, direction)?.load();
             loaded.map_err(|source| program_error(direction, "loaded", source))?;
         }
         for direction in Direction::ALL {
-            ensure_attached(program_mut(&mut ebpf, direction)?, direction, link, &pins)?;
+            place(direction, link).ensure(program_mut(&mut ebpf, direction)?, &pins)?;
         }
-        Ok(Self { link: link.to_owned(), pins, ebpf, traffic, other })
+        let carrier = shared::program_mut(&mut ebpf, CARRY_TRAFFIC_PROGRAM)?;
+        shared::carry_counts(&pins, TRAFFIC_PIN, TRAFFIC_MAP, carrier, encode)?;
+        Ok(Self { link: link.to_owned(), pins, ebpf, traffic, other, stale })
     }
 
-    /// All counts by network, summed over CPUs, in the order of network, direction and class.
+    /// All counts by network, summed over CPUs, in the order of network, direction, class and peer.
     ///
     /// # Errors
     /// The kernel does not let the map be read.
@@ -129,8 +147,9 @@ impl VxlanTelemetry {
             let Some((direction, class)) = key.kind() else { continue };
             let packets = values.iter().map(|traffic| traffic.packets).sum();
             let bytes = values.iter().map(|traffic| traffic.bytes).sum();
-            let sample = Sample { vni: key.vni, direction, class, packets, bytes };
-            samples.insert((key.vni, direction, class), sample);
+            let peer = Ipv6Addr::from(key.peer).to_canonical();
+            let sample = Sample { vni: key.vni, direction, class, peer, packets, bytes };
+            samples.insert((key.vni, direction, class, peer), sample);
         }
         Ok(samples.into_values().collect())
     }
@@ -148,6 +167,21 @@ impl VxlanTelemetry {
         Ok(counts)
     }
 
+    /// Packets that came for stations which have left this host, by network: how many, and the longest time after
+    /// the agent was told of the leaving.
+    ///
+    /// # Errors
+    /// The kernel does not let the map be read.
+    pub fn read_stale(&self) -> Result<BTreeMap<u32, (u64, Duration)>, TelemetryError> {
+        let read = self.stale.iter().map(|entry| {
+            let (vni, values) = entry.map_err(|source| map_error(STALE_MAP, source))?;
+            let packets = values.iter().map(|stale| stale.packets).sum();
+            let longest = values.iter().map(|stale| stale.longest_ns).max().unwrap_or(0);
+            Ok((vni, (packets, Duration::from_nanos(longest))))
+        });
+        read.collect()
+    }
+
     /// What each program costs; all zero unless the kernel was told to count it.
     ///
     /// # Errors
@@ -157,7 +191,7 @@ impl VxlanTelemetry {
             let name = program_name(direction);
             let program = self.ebpf.program(name).ok_or(TelemetryError::Incomplete { name })?;
             let info = program.info().map_err(|source| program_error(direction, "inspected", source))?;
-            Ok(Cost { direction, runs: info.run_count(), time: info.run_time() })
+            Ok(Cost { program: name, runs: info.run_count(), time: info.run_time() })
         };
         Ok([cost(Direction::Rx)?, cost(Direction::Tx)?])
     }
@@ -169,12 +203,9 @@ impl VxlanTelemetry {
     /// The kernel does not tell.
     pub fn is_attached(&self, direction: Direction) -> Result<bool, TelemetryError> {
         let name = program_name(direction);
-        if nix::net::if_::if_nametoindex(self.link.as_str()).is_err() {
-            return Ok(false);
-        }
         let program = self.ebpf.program(name).ok_or(TelemetryError::Incomplete { name })?;
         let info = program.info().map_err(|source| program_error(direction, "inspected", source))?;
-        is_attached(&info, direction, &self.link)
+        place(direction, &self.link).holds(&info)
     }
 
     /// Takes the programs off the link and their counts out of the kernel.
@@ -185,8 +216,9 @@ impl VxlanTelemetry {
         for direction in Direction::ALL {
             self.pins.remove(program_name(direction))?;
         }
-        self.pins.remove(TRAFFIC_PIN)?;
-        self.pins.remove(OTHER_PIN)?;
+        for pin in [TRAFFIC_PIN, OTHER_PIN, STALE_PIN].into_iter().chain(shared::PINS.map(|(_, pin)| pin)) {
+            self.pins.remove(pin)?;
+        }
         self.pins.remove_folder()
     }
 
@@ -196,22 +228,16 @@ impl VxlanTelemetry {
     }
 }
 
-const OTHER_LAYOUT: Layout = Layout {
-    name: OTHER_MAP,
-    kind: MapType::PerCpuArray,
-    key_bytes: size_of::<u32>(),
-    value_bytes: size_of::<u64>(),
-    entries: Other::ALL.len() as u32,
-};
+/// Key and value as `carry_traffic` takes them.
+fn encode(key: &TrafficKey, traffic: &Traffic) -> Vec<u8> {
+    let [vni_0, vni_1, vni_2, vni_3] = key.vni.to_ne_bytes();
+    let head = [vni_0, vni_1, vni_2, vni_3, key.direction, key.class, 0, 0];
+    [&head[..], &key.peer, &traffic.packets.to_ne_bytes(), &traffic.bytes.to_ne_bytes()].concat()
+}
 
-fn traffic_layout(entries: u32) -> Layout {
-    Layout {
-        name: TRAFFIC_MAP,
-        kind: MapType::PerCpuHash,
-        key_bytes: size_of::<TrafficKey>(),
-        value_bytes: size_of::<Traffic>(),
-        entries,
-    }
+fn place(direction: Direction, link: &str) -> Place<'_> {
+    let program = program_name(direction);
+    Place { program, link, side: side(direction), pin: program }
 }
 
 fn program_name(direction: Direction) -> &'static str {
@@ -234,98 +260,22 @@ fn program_mut(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassi
     program.try_into().map_err(|source| program_error(direction, "used", source))
 }
 
-fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, TelemetryError>
-where
-    M: TryFrom<Map, Error = MapError>,
-{
-    let map = ebpf.take_map(name).ok_or(TelemetryError::Incomplete { name })?;
-    M::try_from(map).map_err(|source| map_error(name, source))
-}
-
-/// Attaches a loaded program to `link`: by taking over the pinned attachment if it is of that link, else
-/// anew.
-fn ensure_attached(
-    program: &mut SchedClassifier,
-    direction: Direction,
-    link: &str,
-    pins: &Pins,
-) -> Result<(), TelemetryError> {
-    if adopt(program, direction, link, pins)? {
-        return Ok(());
-    }
-    // What comes in is seen before anyone redirects or drops it, what goes out after everyone has had a say.
-    let order = match direction {
-        Direction::Rx => LinkOrder::first(),
-        Direction::Tx => LinkOrder::last(),
-    };
-    let attached = program
-        .attach_with_options(link, side(direction), TcAttachOptions::TcxOrder(order))
-        .and_then(|id| program.take_link(id))
-        .map_err(|source| program_error(direction, "attached", source))?;
-    let attached =
-        FdLink::try_from(attached).map_err(|error| attachment_error(direction, "pinned", error))?;
-    attached
-        .pin(pins.path(program_name(direction)))
-        .map_err(|error| attachment_error(direction, "pinned", error))?;
-    Ok(())
-}
-
-/// Puts a loaded program in the place of the one that a pinned attachment holds. `false`: there is none of
-/// `link`, and none is pinned any more.
-fn adopt(
-    program: &mut SchedClassifier,
-    direction: Direction,
-    link: &str,
-    pins: &Pins,
-) -> Result<bool, TelemetryError> {
-    let name = program_name(direction);
-    let pinned = match PinnedLink::from_pin(pins.path(name)) {
-        Ok(pinned) => FdLink::from(pinned),
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
-            return Ok(false);
-        }
-        Err(error) => return Err(attachment_error(direction, "opened", error)),
-    };
-    let pinned = SchedClassifierLink::try_from(pinned)
-        .map_err(|error| attachment_error(direction, "adopted", error))?;
-    let info = program.info().map_err(|source| program_error(direction, "inspected", source))?;
-    let reason = match program.attach_to_link(pinned) {
-        Ok(_) if is_attached(&info, direction, link)? => return Ok(true),
-        Ok(id) => {
-            // Closes the descriptor, so that the attachment ends with its pin.
-            program.detach(id).map_err(|source| program_error(direction, "detached", source))?;
-            "it is on another link"
-        }
-        Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
-            if io_error.raw_os_error() == Some(libc::ENOLINK) =>
-        {
-            "its link is gone"
-        }
-        Err(source) => return Err(program_error(direction, "exchanged", source)),
-    };
-    tracing::warn!(program = name, link, reason, "a pinned attachment is given up and made anew");
-    pins.remove(name)?;
-    Ok(false)
-}
-
-fn is_attached(program: &ProgramInfo, direction: Direction, link: &str) -> Result<bool, TelemetryError> {
-    let (_, attached) = SchedClassifier::query_tcx(link, side(direction))
-        .map_err(|source| program_error(direction, "looked for", source))?;
-    Ok(attached.iter().any(|info| info.id() == program.id()))
-}
-
-fn map_error(map: &'static str, source: MapError) -> TelemetryError {
-    TelemetryError::Map { map, source: Box::new(source) }
-}
-
 fn program_error(direction: Direction, action: &'static str, source: ProgramError) -> TelemetryError {
     TelemetryError::Program { program: program_name(direction), action, source: Box::new(source) }
 }
 
-fn attachment_error(
-    direction: Direction,
-    action: &'static str,
-    source: impl std::error::Error + Send + Sync + 'static,
-) -> TelemetryError {
-    TelemetryError::Attachment { program: program_name(direction), action, source: Box::new(source) }
+/// Forgets the counts of a network that has left this host, so that the maps keep to those that are here. That
+/// nothing counts at all is a success.
+pub(super) fn forget(bpffs: &Path, vni: u32) -> Result<(), TelemetryError> {
+    let pins = Pins::open(bpffs)?;
+    if !pins.path(TRAFFIC_PIN).exists() {
+        return Ok(());
+    }
+    let mut traffic: PerCpuHashMap<_, TrafficKey, Traffic> = shared::open(&pins, TRAFFIC_PIN, TRAFFIC_MAP)?;
+    let keys: Vec<TrafficKey> = traffic.keys().filter_map(Result::ok).collect();
+    for key in keys.iter().filter(|key| key.vni == vni) {
+        shared::removed(TRAFFIC_MAP, traffic.remove(key))?;
+    }
+    let mut stale: PerCpuHashMap<_, u32, Stale> = shared::open(&pins, STALE_PIN, STALE_MAP)?;
+    shared::removed(STALE_MAP, stale.remove(&vni))
 }

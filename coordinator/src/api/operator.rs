@@ -2,6 +2,7 @@
 //! cannot say. docs/operator-api.yaml describes it; a test keeps the two together.
 
 mod drifts;
+mod events;
 mod hosts;
 mod join;
 mod l2;
@@ -24,6 +25,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/hosts", get(hosts::list)),
         ("/hosts/{host}", get(hosts::show).put(hosts::update).delete(hosts::remove)),
         ("/drifts", get(drifts::list)),
+        ("/events", get(events::list)),
         ("/join-tokens", post(join::create_token)),
         ("/join", post(join::join)),
         ("/operations", get(operations::list)),

@@ -105,6 +105,7 @@ impl Api {
             agents: Agents::default(),
             operations: Operations::default(),
             l2: crate::l2::Queue::default(),
+            events: Default::default(),
             tokens,
             ca: Ca::from_pem(ca, &key).unwrap(),
         });

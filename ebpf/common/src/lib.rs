@@ -4,5 +4,9 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod answer;
+pub mod guest;
 pub mod packet;
+pub mod port;
+pub mod tables;
 pub mod underlay;

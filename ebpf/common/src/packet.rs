@@ -3,7 +3,8 @@
 //!
 //! Everything is bounded and forced inline, as the kernel's verifier wants it.
 
-use crate::underlay::{Class, Other, Traffic};
+use crate::tables::mapped;
+use crate::underlay::{Class, Direction, Other, Traffic};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -31,6 +32,10 @@ const VLAN_TAGS: usize = 2;
 /// options header are not meant to occur (RFC 8200, 4.1).
 const EXTENSION_HEADERS: usize = 5;
 
+/// No header starts farther off than this many bytes: as many extension headers as are followed, each as long as it
+/// can be. All bits of it are set, for the verifier to see the bound.
+const FAR: usize = 0x7fff;
+
 /// The flag that says that a VXLAN header's VNI is valid (RFC 7348, 5).
 const VXLAN_FLAG_VNI: u8 = 0x08;
 
@@ -38,6 +43,13 @@ const VXLAN_FLAG_VNI: u8 = 0x08;
 pub trait Frame {
     /// `N` bytes at `offset`, or `None` if the packet ends before their end.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// The same number, of which the kernel's verifier has forgotten how it came about. Else it would follow what
+    /// comes behind for each way that there is to get there.
+    #[inline(always)]
+    fn forget(&self, number: usize) -> usize {
+        number
+    }
 }
 
 impl Frame for [u8] {
@@ -95,7 +107,7 @@ pub fn parse<F: Frame + ?Sized>(frame: &F, port: u16) -> Packet {
 
 /// The EtherType behind any VLAN tags, and where its payload starts.
 #[inline(always)]
-fn ethertype<F: Frame + ?Sized>(frame: &F, start: usize) -> Option<(u16, usize)> {
+pub(crate) fn ethertype<F: Frame + ?Sized>(frame: &F, start: usize) -> Option<(u16, usize)> {
     let mut offset = start + ETHERNET_BYTES;
     let mut ethertype = u16::from_be_bytes(frame.read(offset - 2)?);
     for _ in 0..VLAN_TAGS {
@@ -136,7 +148,7 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, start: usize) -> Transport {
     for _ in 0..=EXTENSION_HEADERS {
         match protocol {
             PROTOCOL_UDP if later_fragment => return FRAGMENT,
-            PROTOCOL_UDP => return Transport::Udp { offset },
+            PROTOCOL_UDP => return Transport::Udp { offset: frame.forget(offset) & FAR },
             PROTOCOL_HOP_BY_HOP | PROTOCOL_ROUTING | PROTOCOL_DESTINATION_OPTIONS if !later_fragment => {
                 let Some(extension) = frame.read::<2>(offset) else { return TRUNCATED };
                 protocol = extension[0];
@@ -153,6 +165,62 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, start: usize) -> Transport {
         }
     }
     MALFORMED
+}
+
+/// What lies behind the extension headers of an IPv6 packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upper {
+    /// A protocol, and where its header starts.
+    At {
+        /// Its number.
+        protocol: u8,
+        /// In bytes.
+        offset: usize,
+    },
+    /// The payload of a fragment other than the first.
+    Later,
+}
+
+/// Follows the extension headers of an IPv6 packet, of which the first has the number `protocol` and starts at
+/// `offset`; none if they are cut or more than are followed.
+#[inline(always)]
+pub fn upper<F: Frame + ?Sized>(frame: &F, mut protocol: u8, mut offset: usize) -> Option<Upper> {
+    for _ in 0..=EXTENSION_HEADERS {
+        match protocol {
+            PROTOCOL_HOP_BY_HOP | PROTOCOL_ROUTING | PROTOCOL_DESTINATION_OPTIONS => {
+                let extension = frame.read::<2>(offset)?;
+                protocol = extension[0];
+                offset += (usize::from(extension[1]) + 1) * 8;
+            }
+            PROTOCOL_FRAGMENT => {
+                let extension = frame.read::<4>(offset)?;
+                if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
+                    return Some(Upper::Later);
+                }
+                protocol = extension[0];
+                offset += 8;
+            }
+            _ => {
+                // Both in one word: a protocol has eight bits, and the rest can say where any chain of headers ends.
+                let both = frame.forget(offset << 8 | usize::from(protocol));
+                return Some(Upper::At { protocol: both as u8, offset: (both >> 8) & FAR });
+            }
+        }
+    }
+    None
+}
+
+/// The address at the other end of the tunnel, in a packet that [`parse`] has found to be VXLAN: whom one that was
+/// received came from, and whom one that is sent goes to. IPv4 mapped.
+#[inline(always)]
+pub fn peer<F: Frame + ?Sized>(frame: &F, direction: Direction) -> Option<[u8; 16]> {
+    let (ethertype, offset) = ethertype(frame, 0)?;
+    let is_sent = matches!(direction, Direction::Tx) as usize;
+    if ethertype == ETHERTYPE_IPV4 {
+        Some(mapped(frame.read(offset + 12 + 4 * is_sent)?))
+    } else {
+        frame.read(offset + 8 + 16 * is_sent)
+    }
 }
 
 #[inline(always)]

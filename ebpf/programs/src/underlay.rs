@@ -1,28 +1,43 @@
-//! Counts the VXLAN packets that pass on the underlay link, by network, direction and class. It lets every
-//! packet pass as it came, to whatever else is attached.
+//! Counts the VXLAN packets that pass on the underlay link, by network, direction, class and peer, and notices what
+//! should not be there. It lets every packet pass as it came, to whatever else is attached.
 #![no_std]
 #![no_main]
 
+mod skb;
+mod tables;
+
 use aya_ebpf::{
-    bindings::{BPF_NOEXIST, tcx_action_base::TCX_NEXT},
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, tcx_action_base::TCX_NEXT},
+    helpers::bpf_ktime_get_ns,
     macros::{classifier, map},
     maps::{PerCpuArray, PerCpuHashMap},
     programs::TcContext,
 };
 use godwit_ebpf_common::{
-    packet::{self, Frame, Packet, Size},
-    underlay::{Direction, Other, TRAFFIC_ENTRIES, Traffic, TrafficKey},
+    guest::{self, Kind, NONE},
+    packet::{self, Frame, Packet},
+    tables::{Event, EventKind, Lost, Neighbour, Outcome, Station},
+    underlay::{Class, Direction, Other, STALE_ENTRIES, Stale, TRAFFIC_ENTRIES, Traffic, TrafficKey},
 };
+use skb::Skb;
 
-#[map(name = "TRAFFIC_V1")]
-static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic> = PerCpuHashMap::with_max_entries(TRAFFIC_ENTRIES, 0);
+#[map(name = "TRAFFIC_V2")]
+static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic> =
+    PerCpuHashMap::with_max_entries(TRAFFIC_ENTRIES, BPF_F_NO_PREALLOC);
 
-#[map(name = "OTHER_V1")]
+#[map(name = "OTHER_V2")]
 static OTHER: PerCpuArray<u64> = PerCpuArray::with_max_entries(Other::ALL.len() as u32, 0);
+
+#[map(name = "STALE_V1")]
+static STALE: PerCpuHashMap<u32, Stale> = PerCpuHashMap::with_max_entries(STALE_ENTRIES, BPF_F_NO_PREALLOC);
 
 /// Set by the loader before the kernel freezes it.
 #[unsafe(no_mangle)]
 static VXLAN_PORT: u16 = 4789;
+
+/// Set likewise: whether networks that the agent was not told of are strangers, or counted like others.
+#[unsafe(no_mangle)]
+static KNOWN_ONLY: u8 = 0;
 
 #[classifier]
 pub fn underlay_ingress(context: TcContext) -> i32 {
@@ -36,25 +51,6 @@ pub fn underlay_egress(context: TcContext) -> i32 {
     TCX_NEXT
 }
 
-/// How far into a packet headers are read in place, in bytes; a power of two, for the verifier to see the
-/// bound.
-const NEAR_BYTES: usize = 512;
-
-struct Skb<'a>(&'a TcContext);
-
-impl Frame for Skb<'_> {
-    #[inline(always)]
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.0.data() + (offset & (NEAR_BYTES - 1));
-        if offset < NEAR_BYTES && start + N <= self.0.data_end() {
-            // SAFETY: these bytes are inside the packet, as the verifier checks by the line above.
-            return Some(unsafe { *(start as *const [u8; N]) });
-        }
-        // Not in the linear part, or far off: copied by the kernel, which takes twice as long.
-        self.0.load(offset).ok()
-    }
-}
-
 #[inline(always)]
 fn count(context: &TcContext, direction: Direction) {
     let frame = Skb(context);
@@ -64,20 +60,132 @@ fn count(context: &TcContext, direction: Direction) {
         Packet::Foreign => {}
         Packet::Other(other) => count_other(other),
         Packet::Vxlan { vni, class, inner } => {
-            let skb = context.skb.skb;
-            // SAFETY: the context that the kernel passed to this program; these are its fields for any TC
-            // program.
-            let size = unsafe {
-                Size { bytes: (*skb).len, segments: (*skb).gso_segs, segment_bytes: (*skb).gso_size }
+            let seen = packet::on_the_wire(&frame, inner, skb::size(context));
+            let Some(peer) = packet::peer(&frame, direction) else { return };
+            let class = match class {
+                Class::Unicast => unicast(&frame, vni, inner, direction, peer, seen),
+                class => class,
             };
-            let seen = packet::on_the_wire(&frame, inner, size);
-            count_traffic(&TrafficKey::new(vni, direction, class), seen);
+            count_traffic(&TrafficKey::new(vni, direction, class, peer), seen);
+            if matches!(class, Class::Broadcast | Class::Multicast) {
+                watch(&frame, vni, inner, direction, peer);
+            }
         }
+    }
+}
+
+/// The class of a packet for one station, and a word about one that has left.
+#[inline(always)]
+fn unicast(
+    frame: &Skb<'_>,
+    vni: u32,
+    inner: usize,
+    direction: Direction,
+    peer: [u8; 16],
+    seen: Traffic,
+) -> Class {
+    let Some(mac) = frame.read::<6>(inner) else { return Class::Unicast };
+    match tables::station(vni, mac) {
+        // Of a network that is not here nothing is known, and so nothing is unknown.
+        None if tables::network(vni).is_some() => Class::UnknownUnicast,
+        Some(station)
+            if matches!(direction, Direction::Rx)
+                && station.place == Station::ELSEWHERE
+                && station.left_ns != 0 =>
+        {
+            stale(vni, mac, station.left_ns, peer, seen);
+            Class::Unicast
+        }
+        _ => Class::Unicast,
+    }
+}
+
+#[inline(always)]
+fn stale(vni: u32, mac: [u8; 6], left_ns: u64, peer: [u8; 16], seen: Traffic) {
+    let mut entry = STALE.get_ptr_mut(vni);
+    if entry.is_none() {
+        let _ = STALE.insert(vni, Stale::default(), u64::from(BPF_NOEXIST));
+        entry = STALE.get_ptr_mut(vni);
+    }
+    match entry {
+        // SAFETY: this CPU's own value; and reading a clock.
+        Some(stale) => unsafe {
+            let since = bpf_ktime_get_ns().wrapping_sub(left_ns);
+            (*stale).packets += seen.packets;
+            if since > (*stale).longest_ns {
+                (*stale).longest_ns = since;
+            }
+        },
+        None => tables::lose(Lost::Stale),
+    }
+    tell(EventKind::Stale, vni, 0, mac, [0; 6], NONE, peer);
+}
+
+/// What is broadcast: a question that should not have left, or a claim that cannot be true.
+#[inline(always)]
+fn watch(frame: &Skb<'_>, vni: u32, inner: usize, direction: Direction, peer: [u8; 16]) {
+    let Some(ethernet) = guest::ethernet(frame, inner) else { return };
+    if ethernet.is_tagged || (ethernet.ethertype != guest::ARP && ethernet.ethertype != guest::IPV6) {
+        return;
+    }
+    let Some(scratch) = tables::scratch() else { return };
+    let is_message = guest::message(frame, &ethernet, &mut scratch.message);
+    let message = &scratch.message;
+    let Some((kind, protocol)) = guest::settle(frame, message, is_message) else { return };
+    let is_claim = matches!(direction, Direction::Rx);
+    if !is_claim && !matches!(kind, Kind::Request) {
+        return;
+    }
+    let address = if is_claim { message.claimed(kind, protocol) } else { message.target };
+    let Some(owner) = tables::neighbour(vni, address) else { return };
+    if owner.mac == message.mac || (!is_claim && owner.flags & Neighbour::AMBIGUOUS != 0) {
+        return;
+    }
+    let port = if is_claim {
+        tell(EventKind::Conflict, vni, 0, message.mac, owner.mac, address, peer);
+        0
+    } else {
+        tables::station(vni, ethernet.source).map_or(0, |station| station.port)
+    };
+    let outcome = if is_claim { Outcome::Conflict } else { Outcome::Leaked };
+    if let Some(account) = tables::account(port, vni) {
+        tables::note(account, protocol, outcome);
+    }
+}
+
+#[inline(always)]
+fn tell(
+    kind: EventKind,
+    vni: u32,
+    port: u64,
+    mac: [u8; 6],
+    owner: [u8; 6],
+    address: [u8; 16],
+    peer: [u8; 16],
+) {
+    let kind = kind as u32;
+    if let Some(scratch) = tables::scratch() {
+        scratch.event = Event { at_ns: 0, port, vni, kind, mac, owner, detail: 0, address, peer };
+        tables::tell();
     }
 }
 
 #[inline(always)]
 fn count_traffic(key: &TrafficKey, seen: Traffic) {
+    if TRAFFIC.get_ptr_mut(key).is_none() {
+        // SAFETY: a static in .rodata, as above.
+        let known_only = unsafe { core::ptr::read_volatile(&raw const KNOWN_ONLY) } != 0;
+        if known_only && key.direction == Direction::Rx as u8 && tables::network(key.vni).is_none() {
+            count_other(Other::UnknownVni);
+            tell(EventKind::UnknownVni, key.vni, 0, [0; 6], [0; 6], NONE, key.peer);
+            return;
+        }
+    }
+    add_traffic(key, seen);
+}
+
+#[inline(always)]
+fn add_traffic(key: &TrafficKey, seen: Traffic) {
     let mut entry = TRAFFIC.get_ptr_mut(key);
     if entry.is_none() {
         // Another CPU may be first; then this fails and the entry is there. If it is not, there is no room.
@@ -101,6 +209,22 @@ fn count_other(other: Other) {
         // SAFETY: this CPU's own value, as above.
         unsafe { *packets += 1 };
     }
+}
+
+/// Adds a count that another map held, given behind an empty Ethernet header.
+#[classifier]
+pub fn carry_traffic(context: TcContext) -> i32 {
+    let frame = Skb(&context);
+    let (Some(vni), Some([direction, class]), Some(peer)) =
+        (frame.read::<4>(14), frame.read::<2>(18), frame.read::<16>(22))
+    else {
+        return TCX_NEXT;
+    };
+    let (Some(packets), Some(bytes)) = (frame.read::<8>(38), frame.read::<8>(46)) else { return TCX_NEXT };
+    let key = TrafficKey { vni: u32::from_ne_bytes(vni), direction, class, reserved: 0, peer };
+    let seen = Traffic { packets: u64::from_ne_bytes(packets), bytes: u64::from_ne_bytes(bytes) };
+    add_traffic(&key, seen);
+    TCX_NEXT
 }
 
 /// There is nothing in these programs that panics; the compiler wants to be told what would happen.

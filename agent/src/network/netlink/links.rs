@@ -4,7 +4,7 @@ use super::kernel;
 use super::socket::{Conversation, KernelError};
 use crate::network::NetworkError;
 use godwit_protocol::host::Underlay;
-use godwit_protocol::network::{Carrier, NetworkWanted, bridge_name, vxlan_name};
+use godwit_protocol::network::{Carrier, NetworkWanted, Unknown, bridge_name, vxlan_name};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
@@ -55,6 +55,8 @@ struct Settings {
     underlay: Option<u32>,
     vxlan_learning: bool,
     port_learning: bool,
+    port_answers: bool,
+    port_floods: bool,
 }
 
 impl LinkState {
@@ -126,8 +128,11 @@ impl LinkState {
             }
             LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
                 for setting in data {
-                    if let InfoBridgePort::Learning(on) = setting {
-                        self.settings.port_learning = *on;
+                    match setting {
+                        InfoBridgePort::Learning(on) => self.settings.port_learning = *on,
+                        InfoBridgePort::NeighSupress(on) => self.settings.port_answers = *on,
+                        InfoBridgePort::UnicastFlood(on) => self.settings.port_floods = *on,
+                        _ => {}
                     }
                 }
             }
@@ -238,6 +243,7 @@ pub(super) fn ensure_vxlan(
     underlay: &Underlay,
     underlay_index: u32,
     bridge: &LinkState,
+    stands_in: bool,
 ) -> Result<(LinkState, bool), NetworkError> {
     let name = vxlan_name(wanted.vni);
     let mut changed = false;
@@ -279,10 +285,18 @@ pub(super) fn ensure_vxlan(
         set(conversation, &vxlan, vec![LinkAttribute::Controller(bridge.index)])?;
         changed = true;
     }
-    if vxlan.bridge != Some(bridge.index) || vxlan.settings.port_learning {
+    // Programs at the ports decide what is flooded; without them it is the bridge.
+    let floods = !stands_in || wanted.unknown_unicast == Unknown::Flood || !wanted.floating.is_empty();
+    let is = (vxlan.settings.port_learning, vxlan.settings.port_answers, vxlan.settings.port_floods);
+    if vxlan.bridge != Some(bridge.index) || is != (false, stands_in, floods) {
+        let settings = vec![
+            InfoBridgePort::Learning(false),
+            InfoBridgePort::NeighSupress(stands_in),
+            InfoBridgePort::UnicastFlood(floods),
+        ];
         let port = vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Learning(false)])),
+            LinkInfo::PortData(InfoPortData::BridgePort(settings)),
         ];
         set(conversation, &vxlan, vec![LinkAttribute::LinkInfo(port)])?;
         changed = true;

@@ -2,31 +2,63 @@
 
 use super::VxlanTelemetry;
 use crate::telemetry::TelemetryError;
+use crate::telemetry::series::{Series, counter, gauge};
 use godwit_ebpf_common::underlay::Direction;
+use prometheus::IntCounter;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{CounterVec, IntCounter, IntCounterVec, IntGaugeVec, Opts};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-/// `godwit_vxlan_packets_total`, `_bytes_total`, `_other_packets_total`, `_program_attached`,
-/// `_program_runs_total`, `_program_run_seconds_total` and `_reads_failed_total`.
+const TRAFFIC: &[&str] = &["vni", "direction", "class", "peer"];
+
+const PACKETS: Series = counter(
+    "godwit_vxlan_packets_total",
+    "VXLAN packets on the underlay, as they are on the wire, by the VTEP at the other end.",
+    TRAFFIC,
+);
+const BYTES: Series = counter(
+    "godwit_vxlan_bytes_total",
+    "Bytes of those packets, from the outer Ethernet header on.",
+    TRAFFIC,
+);
+const OTHER: Series = counter(
+    "godwit_vxlan_other_packets_total",
+    "Packets on the underlay that could not be counted by network, by reason.",
+    &["reason"],
+);
+const STALE: Series = counter(
+    "godwit_vxlan_stale_packets_total",
+    "Packets that came for stations which had left this host.",
+    &["vni"],
+);
+const STALE_SECONDS: Series = gauge(
+    "godwit_vxlan_stale_longest_seconds",
+    "The longest time from when this host knew that a station had left to a packet for it.",
+    &["vni"],
+);
+const ATTACHED: Series = gauge(
+    "godwit_vxlan_program_attached",
+    "Whether the counting program is on the underlay.",
+    &["direction"],
+);
+const RUNS: Series = counter(
+    "godwit_vxlan_program_runs_total",
+    "Runs of the counting program since its load, while the kernel counts them.",
+    &["direction"],
+);
+const RUN_SECONDS: Series = counter(
+    "godwit_vxlan_program_run_seconds_total",
+    "Time that those runs took, over all CPUs.",
+    &["direction"],
+);
+
+/// The series `godwit_vxlan_…`.
 ///
 /// The counters are the kernel's: it keeps none but that of failed reads.
 pub struct VxlanCollector {
     telemetry: Arc<VxlanTelemetry>,
-    series: Mutex<Series>,
     reads_failed: IntCounter,
     descriptions: Vec<Desc>,
-}
-
-#[derive(Debug)]
-struct Series {
-    packets: IntCounterVec,
-    bytes: IntCounterVec,
-    other: IntCounterVec,
-    attached: IntGaugeVec,
-    runs: IntCounterVec,
-    run_seconds: CounterVec,
 }
 
 impl VxlanCollector {
@@ -39,96 +71,42 @@ impl VxlanCollector {
             "godwit_vxlan_reads_failed_total",
             "Scrapes in which the kernel did not let the VXLAN counters be read.",
         )?;
-        let series = Series::new()?;
-        let descriptions = series.collectors().into_iter().flat_map(|series| series.desc());
-        let descriptions = descriptions.chain(reads_failed.desc()).cloned().collect();
-        let series = Mutex::new(series);
-        Ok(Self { telemetry, series, reads_failed, descriptions })
-    }
-}
-
-impl Series {
-    fn new() -> Result<Self, prometheus::Error> {
-        let traffic = ["vni", "direction", "class"];
-        Ok(Self {
-            packets: IntCounterVec::new(
-                Opts::new(
-                    "godwit_vxlan_packets_total",
-                    "VXLAN packets on the underlay, as they are on the wire.",
-                ),
-                &traffic,
-            )?,
-            bytes: IntCounterVec::new(
-                Opts::new(
-                    "godwit_vxlan_bytes_total",
-                    "Bytes of those packets, from the outer Ethernet header on.",
-                ),
-                &traffic,
-            )?,
-            other: IntCounterVec::new(
-                Opts::new(
-                    "godwit_vxlan_other_packets_total",
-                    "Packets on the underlay that could not be counted by network, by reason.",
-                ),
-                &["reason"],
-            )?,
-            attached: IntGaugeVec::new(
-                Opts::new(
-                    "godwit_vxlan_program_attached",
-                    "Whether the counting program is on the underlay.",
-                ),
-                &["direction"],
-            )?,
-            runs: IntCounterVec::new(
-                Opts::new(
-                    "godwit_vxlan_program_runs_total",
-                    "Runs of the counting program since its load, while kernel.bpf_stats_enabled is set.",
-                ),
-                &["direction"],
-            )?,
-            run_seconds: CounterVec::new(
-                Opts::new(
-                    "godwit_vxlan_program_run_seconds_total",
-                    "Time that those runs took, over all CPUs.",
-                ),
-                &["direction"],
-            )?,
-        })
+        let series = [PACKETS, BYTES, OTHER, STALE, STALE_SECONDS, ATTACHED, RUNS, RUN_SECONDS];
+        let mut descriptions = series.iter().map(Series::desc).collect::<Result<Vec<_>, _>>()?;
+        descriptions.extend(reads_failed.desc().into_iter().cloned());
+        Ok(Self { telemetry, reads_failed, descriptions })
     }
 
-    fn reset(&self) {
-        for series in [&self.packets, &self.bytes, &self.other, &self.runs] {
-            series.reset();
-        }
-        self.attached.reset();
-        self.run_seconds.reset();
-    }
-
-    fn collectors(&self) -> [&dyn Collector; 6] {
-        [&self.packets, &self.bytes, &self.other, &self.attached, &self.runs, &self.run_seconds]
-    }
-
-    fn read(&self, telemetry: &VxlanTelemetry) -> Result<(), TelemetryError> {
+    fn read(&self) -> Result<Vec<MetricFamily>, TelemetryError> {
+        let telemetry = &self.telemetry;
+        let (mut packets, mut bytes) = (PACKETS.family(), BYTES.family());
         for sample in telemetry.read()? {
-            let vni = sample.vni.to_string();
-            let labels = [vni.as_str(), sample.direction.as_str(), sample.class.as_str()];
-            self.packets.with_label_values(&labels).inc_by(sample.packets);
-            self.bytes.with_label_values(&labels).inc_by(sample.bytes);
+            let (vni, peer) = (sample.vni.to_string(), sample.peer.to_string());
+            let labels = [vni.as_str(), sample.direction.as_str(), sample.class.as_str(), peer.as_str()];
+            packets.push(&labels, sample.packets as f64);
+            bytes.push(&labels, sample.bytes as f64);
         }
-        for (other, packets) in telemetry.read_other()? {
-            self.other.with_label_values(&[other.as_str()]).inc_by(packets);
+        let mut others = OTHER.family();
+        for (other, count) in telemetry.read_other()? {
+            others.push(&[other.as_str()], count as f64);
         }
-        for direction in Direction::ALL {
-            let attached = telemetry.is_attached(direction)?;
-            self.attached.with_label_values(&[direction.as_str()]).set(i64::from(attached));
+        let (mut stale, mut longest) = (STALE.family(), STALE_SECONDS.family());
+        for (vni, (count, after)) in telemetry.read_stale()? {
+            stale.push(&[&vni.to_string()], count as f64);
+            longest.push(&[&vni.to_string()], after.as_secs_f64());
         }
-        // A program that was never timed has no cost to tell, and zero would be a wrong one.
-        for cost in telemetry.read_cost()?.into_iter().filter(|cost| cost.runs > 0) {
-            let labels = [cost.direction.as_str()];
-            self.runs.with_label_values(&labels).inc_by(cost.runs);
-            self.run_seconds.with_label_values(&labels).inc_by(cost.time.as_secs_f64());
+        let (mut attached, mut runs, mut seconds) = (ATTACHED.family(), RUNS.family(), RUN_SECONDS.family());
+        for (direction, cost) in Direction::ALL.into_iter().zip(telemetry.read_cost()?) {
+            let labels = [direction.as_str()];
+            attached.push(&labels, f64::from(u8::from(telemetry.is_attached(direction)?)));
+            // A program that was never timed has no cost to tell, and zero would be a wrong one.
+            if cost.runs > 0 {
+                runs.push(&labels, cost.runs as f64);
+                seconds.push(&labels, cost.time.as_secs_f64());
+            }
         }
-        Ok(())
+        let families = [packets, bytes, others, stale, longest, attached, runs, seconds];
+        Ok(families.into_iter().map(|family| family.finish()).collect())
     }
 }
 
@@ -138,17 +116,11 @@ impl Collector for VxlanCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        // One scrape at a time: the series hold a scrape's values only while it lasts.
-        let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        series.reset();
-        let mut families = match series.read(&self.telemetry) {
-            Ok(()) => series.collectors().into_iter().flat_map(|series| series.collect()).collect(),
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the VXLAN counters were not read");
-                self.reads_failed.inc();
-                Vec::new()
-            }
-        };
+        let mut families = self.read().unwrap_or_else(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "the VXLAN counters were not read");
+            self.reads_failed.inc();
+            Vec::new()
+        });
         families.extend(self.reads_failed.collect());
         families
     }

@@ -6,6 +6,7 @@ mod frames;
 
 use super::{Options, Sample, VxlanTelemetry};
 use crate::network::sandbox::{in_sandbox, run};
+use crate::telemetry::Capacity;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use frames::{Frame, PORT, VNI, catalogue, extension};
 use godwit_ebpf_common::packet::{Packet, Size, on_the_wire, parse};
@@ -14,6 +15,10 @@ use proptest::prelude::*;
 use std::path::Path;
 
 const BPFFS: &str = "/sys/fs/bpf";
+
+/// The addresses of the outer header that [`Frame`] makes.
+const SENDER: [u8; 4] = [198, 18, 0, 1];
+const RECEIVER: [u8; 4] = [198, 18, 0, 2];
 
 /// The kernel's TCX_NEXT: the packet goes to the next program, or on its way.
 const NEXT: u32 = -1_i32 as u32;
@@ -169,6 +174,7 @@ fn both_directions_count_packets_and_bytes_by_themselves() {
             vni: VNI,
             direction,
             class,
+            peer: if direction == Direction::Rx { SENDER } else { RECEIVER }.into(),
             packets,
             bytes: packets * bytes,
         };
@@ -234,7 +240,10 @@ fn another_port_can_be_the_one_of_vxlan() {
 #[test]
 fn a_packet_without_room_in_the_map_is_counted_as_that() {
     in_sandbox(|| {
-        let mut telemetry = quiet_telemetry(Options { entries: 2, ..Options::default() });
+        let mut telemetry = quiet_telemetry(Options {
+            capacity: Capacity { traffic: 2, ..Capacity::default() },
+            ..Options::default()
+        });
         for destination in [frames::UNICAST, [0xff; 6]] {
             let frame = Frame { destination, ..Frame::v4() };
             run_program(telemetry.program_mut(Direction::Rx), &frame.build(), 0, 0);
@@ -244,7 +253,7 @@ fn a_packet_without_room_in_the_map_is_counted_as_that() {
             run_program(telemetry.program_mut(Direction::Tx), &Frame::v4().build(), 0, 0);
         }
         assert_eq!(telemetry.read().unwrap().len(), 2);
-        assert_eq!(others(&telemetry), [0, 0, 0, 0, 2]);
+        assert_eq!(others(&telemetry), [0, 0, 0, 0, 2, 0]);
         run_program(telemetry.program_mut(Direction::Rx), &Frame::v4().build(), 0, 0);
         assert_eq!(telemetry.read().unwrap()[0].packets, 2, "what has its entry is counted on");
     });

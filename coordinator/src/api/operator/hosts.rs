@@ -148,6 +148,7 @@ pub(super) async fn remove(
         .await?;
     app.ledger.observe(|fleet| fleet.observed.remove(&host));
     app.agents.disconnect(host);
+    app.events.forget(host);
     tracing::info!(%host, "a host is removed");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,0 +1,415 @@
+//! The programs on guests' taps, and what each port may do.
+
+use super::TelemetryError;
+use super::attachment::Place;
+use super::pins::Pins;
+use super::shared::{self, ACCOUNT_PIN, Capacity, hash, inserted, map_error, removed, take_map};
+use super::tables::number;
+use super::vxlan::Cost;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap};
+#[cfg(test)]
+use aya::programs::SchedClassifier;
+use aya::programs::tc::TcAttachType;
+use aya::{Ebpf, include_bytes_aligned};
+use godwit_ebpf_common::port::{
+    ALLOWED_ADDRESS, ALLOWED_HEAD_BITS, ALLOWED_MAC, ALLOWED_MAC_BITS, ALLOWED_MAP, Allowed, FROM_PROGRAM,
+    PORTS_MAP, Port, TO_PROGRAM,
+};
+use godwit_ebpf_common::tables::{ACCOUNT_MAP, Account, AccountKey, CARRY_ACCOUNT_PROGRAM, LOST_MAP, Lost};
+use godwit_protocol::network::LocalPort;
+use godwit_protocol::port::{Mac, tap_name};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+
+/// The programs, as agent/build.rs built them.
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/port"));
+
+const PORTS_PIN: &str = "ports";
+const ALLOWED_PIN: &str = "allowed";
+
+/// The program of each side of a tap, as the host sees it.
+const SIDES: [(&str, TcAttachType); 2] =
+    [(FROM_PROGRAM, TcAttachType::Ingress), (TO_PROGRAM, TcAttachType::Egress)];
+
+/// What the name of a tap's pins begins with, behind it the tap and the program.
+const PREFIX: &str = "tap_";
+
+/// The object `port`, loaded.
+pub(super) struct Ports {
+    pins: Pins,
+    ebpf: Ebpf,
+    ports: HashMap<MapData, u32, Port>,
+    allowed: LpmTrie<MapData, Allowed, u32>,
+    account: PerCpuHashMap<MapData, AccountKey, Account>,
+    lost: PerCpuArray<MapData, u64>,
+    /// Wanted ports by their tap.
+    wanted: BTreeMap<String, (u32, LocalPort)>,
+    /// What is in the map `allowed`.
+    rules: BTreeSet<Rule>,
+    /// Ports of which something had no room.
+    refused: BTreeSet<String>,
+}
+
+/// What a port may send from, with prefix and value as in the map.
+type Rule = (Allowed, u32, u32);
+
+impl Ports {
+    /// Loads the programs. Where an agent before has attached its own, they are exchanged, without a packet in
+    /// between.
+    pub(super) fn open(bpffs: &Path, capacity: &Capacity) -> Result<Self, TelemetryError> {
+        let pins = Pins::open(bpffs)?;
+        pins.make_way(PORTS_PIN, &hash::<u32, Port>(PORTS_MAP, MapType::Hash, capacity.ports))?;
+        let allowed = hash::<Key<Allowed>, u32>(ALLOWED_MAP, MapType::LpmTrie, capacity.allowed);
+        pins.make_way(ALLOWED_PIN, &allowed)?;
+        let mut ebpf = shared::loader(&pins, capacity)?
+            .map_pin_path(PORTS_MAP, pins.path(PORTS_PIN))
+            .map_pin_path(ALLOWED_MAP, pins.path(ALLOWED_PIN))
+            .map_max_entries(PORTS_MAP, capacity.ports)
+            .map_max_entries(ALLOWED_MAP, capacity.allowed)
+            .load(OBJECT)
+            .map_err(|error| TelemetryError::Object(Box::new(error)))?;
+        shared::carry_tables(&pins)?;
+        shared::carry_hash::<u32, Port>(&pins, PORTS_PIN, PORTS_MAP)?;
+        let mut allowed: LpmTrie<_, Allowed, u32> = take_map(&mut ebpf, ALLOWED_MAP)?;
+        if let Some(aside) = pins.take_aside(ALLOWED_PIN, ALLOWED_MAP)? {
+            let aside: LpmTrie<_, Allowed, u32> = shared::typed(aside, ALLOWED_MAP)?;
+            for entry in aside.iter() {
+                let (key, value) = entry.map_err(|source| map_error(ALLOWED_MAP, source))?;
+                inserted(ALLOWED_MAP, allowed.insert(&key, value, 0))?;
+            }
+            pins.remove_aside(ALLOWED_PIN)?;
+        }
+        let mut rules = BTreeSet::new();
+        for entry in allowed.iter() {
+            let (key, value) = entry.map_err(|source| map_error(ALLOWED_MAP, source))?;
+            let data = key.data();
+            rules.insert((data, key.prefix_len(), value));
+        }
+        let ports = take_map(&mut ebpf, PORTS_MAP)?;
+        let account = take_map(&mut ebpf, ACCOUNT_MAP)?;
+        let lost = take_map(&mut ebpf, LOST_MAP)?;
+        for (program, _) in SIDES {
+            // Both before either is attached: a kernel that refuses one must not be left with the other.
+            shared::program_mut(&mut ebpf, program)?;
+        }
+        let (wanted, refused) = (BTreeMap::new(), BTreeSet::new());
+        let mut this = Self { pins, ebpf, ports, allowed, account, lost, wanted, rules, refused };
+        this.exchange()?;
+        let carrier = shared::program_mut(&mut this.ebpf, CARRY_ACCOUNT_PROGRAM)?;
+        shared::carry_counts(&this.pins, ACCOUNT_PIN, ACCOUNT_MAP, carrier, encode)?;
+        Ok(this)
+    }
+
+    /// Puts these programs in the place of those that are pinned.
+    fn exchange(&mut self) -> Result<(), TelemetryError> {
+        for pin in self.pins.list(PREFIX)? {
+            let Some((tap, program, side)) = parse(&pin) else { continue };
+            let place = Place { program, link: &tap, side, pin: &pin };
+            place.adopt(shared::program_mut(&mut self.ebpf, program)?, &self.pins)?;
+        }
+        Ok(())
+    }
+
+    /// That these are the ports of a network on this host.
+    pub(super) fn want(&mut self, vni: u32, ports: &[LocalPort]) {
+        self.wanted.retain(|_, (other, _)| *other != vni);
+        self.wanted.extend(ports.iter().map(|port| (tap_name(port.port), (vni, port.clone()))));
+    }
+
+    /// Looks at the taps that are there: attaches what is missing, forgets what is gone. A port that cannot be set
+    /// up does not keep others from it; the first reason is told.
+    pub(super) fn refresh(&mut self) -> Result<(), TelemetryError> {
+        let mut failed = None;
+        for (tap, (vni, port)) in self.wanted.clone() {
+            if let Ok(index) = nix::net::if_::if_nametoindex(tap.as_str())
+                && let Err(error) = self.set_up(&tap, index, vni, &port)
+                // Gone meanwhile: then there is nothing to set up.
+                && nix::net::if_::if_nametoindex(tap.as_str()).is_ok()
+            {
+                failed.get_or_insert(error);
+            }
+        }
+        self.forget_gone()?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn set_up(&mut self, tap: &str, index: u32, vni: u32, port: &LocalPort) -> Result<(), TelemetryError> {
+        let rules = rules(index, port);
+        let mut full = false;
+        for rule in &rules {
+            if !self.rules.contains(rule) {
+                let (key, value) = entry(rule);
+                let is_there = inserted(ALLOWED_MAP, self.allowed.insert(&key, value, 0))?;
+                full |= !is_there;
+                if is_there {
+                    self.rules.insert(*rule);
+                }
+            }
+        }
+        let value = settings(vni, port);
+        if self.ports.get(&index, 0).ok() != Some(value) {
+            full |= !inserted(PORTS_MAP, self.ports.insert(index, value, 0))?;
+        }
+        let stale: Vec<Rule> =
+            self.rules.iter().filter(|rule| rule.0.link == index && !rules.contains(rule)).copied().collect();
+        for rule in stale {
+            removed(ALLOWED_MAP, self.allowed.remove(&entry(&rule).0))?;
+            self.rules.remove(&rule);
+        }
+        if full && self.refused.insert(tap.to_owned()) {
+            tracing::error!(tap, "a port has no room in the maps: raise `capacity` in agent.toml");
+        } else if !full {
+            self.refused.remove(tap);
+        }
+        for (program, side) in SIDES {
+            let pin = format!("{PREFIX}{tap}_{program}");
+            let place = Place { program, link: tap, side, pin: &pin };
+            let loaded = shared::program_mut(&mut self.ebpf, program)?;
+            let info = loaded.info().map_err(|source| place.program_error("inspected", source))?;
+            if !place.holds(&info)? {
+                place.ensure(loaded, &self.pins)?;
+                tracing::debug!(tap, program, "attached");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what belongs to taps that are not there, or that are no wanted port's any more.
+    fn forget_gone(&mut self) -> Result<(), TelemetryError> {
+        // An index without a link gives an empty name rather than an error.
+        let is_there = |index| nix::net::if_::if_indextoname(index).is_ok_and(|name| !name.is_empty());
+        for pin in self.pins.list(PREFIX)? {
+            let tap = parse(&pin).map(|(tap, _, _)| tap).unwrap_or_default();
+            if nix::net::if_::if_nametoindex(tap.as_str()).is_err() {
+                self.pins.remove(&pin)?;
+            }
+        }
+        let gone: BTreeSet<u32> =
+            self.ports.keys().filter_map(Result::ok).filter(|index| !is_there(*index)).collect();
+        for index in gone {
+            removed(PORTS_MAP, self.ports.remove(&index))?;
+        }
+        let stale: Vec<Rule> = self.rules.iter().filter(|rule| !is_there(rule.0.link)).copied().collect();
+        for rule in stale {
+            removed(ALLOWED_MAP, self.allowed.remove(&entry(&rule).0))?;
+            self.rules.remove(&rule);
+        }
+        let wanted = &self.wanted;
+        self.refused.retain(|tap| wanted.contains_key(tap));
+        Ok(())
+    }
+
+    /// All accounts, summed over CPUs.
+    pub(super) fn read(&self) -> Result<BTreeMap<AccountKey, Account>, TelemetryError> {
+        let read = self.account.iter().map(|entry| {
+            let (key, values) = entry.map_err(|source| map_error(ACCOUNT_MAP, source))?;
+            let mut sum = Account::ZERO;
+            values.iter().for_each(|value| sum.add(value));
+            Ok((key, sum))
+        });
+        read.collect()
+    }
+
+    /// What could not be written, for each kind.
+    pub(super) fn read_lost(&self) -> Result<[(Lost, u64); Lost::ALL.len()], TelemetryError> {
+        let mut counts = Lost::ALL.map(|lost| (lost, 0));
+        for (lost, count) in &mut counts {
+            let values = self.lost.get(&(*lost as u32), 0);
+            *count = values.map_err(|source| map_error(LOST_MAP, source))?.iter().sum();
+        }
+        Ok(counts)
+    }
+
+    /// What each program costs; all zero unless the kernel was told to count it.
+    pub(super) fn read_cost(&self) -> Result<[Cost; 2], TelemetryError> {
+        let cost = |program: &'static str| {
+            let loaded = self.ebpf.program(program).ok_or(TelemetryError::Incomplete { name: program })?;
+            let info = loaded.info().map_err(|source| TelemetryError::Program {
+                program,
+                action: "inspected",
+                source: Box::new(source),
+            })?;
+            Ok(Cost { program, runs: info.run_count(), time: info.run_time() })
+        };
+        Ok([cost(FROM_PROGRAM)?, cost(TO_PROGRAM)?])
+    }
+
+    /// Ports that are set up, and the addresses that they may send from.
+    pub(super) fn sizes(&self) -> [usize; 2] {
+        [self.ports.keys().filter_map(Result::ok).count(), self.rules.len()]
+    }
+
+    /// Ports of which something had no room.
+    pub(super) fn refused(&self) -> usize {
+        self.refused.len()
+    }
+
+    /// Taps that are there and have both programs, and those that lack one.
+    pub(super) fn attached(&self) -> (usize, usize) {
+        let there = self.wanted.keys().filter(|tap| nix::net::if_::if_nametoindex(tap.as_str()).is_ok());
+        let (on, off): (Vec<_>, Vec<_>) = there.partition(|tap| self.is_attached(tap));
+        (on.len(), off.len())
+    }
+
+    fn is_attached(&self, tap: &str) -> bool {
+        SIDES.iter().all(|(program, side)| {
+            let place = Place { program, link: tap, side: *side, pin: "" };
+            let info = self.ebpf.program(program).and_then(|program| program.info().ok());
+            info.is_some_and(|info| place.holds(&info).unwrap_or(false))
+        })
+    }
+
+    /// Forgets the counts of a network that has left this host.
+    pub(super) fn forget(&mut self, vni: u32) -> Result<(), TelemetryError> {
+        let keys: Vec<AccountKey> = self.account.keys().filter_map(Result::ok).collect();
+        for key in keys.iter().filter(|key| key.vni == vni) {
+            removed(ACCOUNT_MAP, self.account.remove(key))?;
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn program_mut(&mut self, name: &'static str) -> &mut SchedClassifier {
+        shared::program_mut(&mut self.ebpf, name).expect("the object has it")
+    }
+
+    /// Writes a port for a link that is no tap, as tests have it.
+    #[cfg(test)]
+    pub(super) fn set_port(&mut self, index: u32, vni: u32, port: &LocalPort) {
+        for rule in rules(index, port) {
+            let (key, value) = entry(&rule);
+            self.allowed.insert(&key, value, 0).expect("there is room");
+            self.rules.insert(rule);
+        }
+        self.ports.insert(index, settings(vni, port), 0).expect("there is room");
+    }
+}
+
+/// The tap, program and side of a pin.
+fn parse(pin: &str) -> Option<(String, &'static str, TcAttachType)> {
+    let rest = pin.strip_prefix(PREFIX)?;
+    SIDES.iter().find_map(|(program, side)| {
+        let tap = rest.strip_suffix(program)?.strip_suffix('_')?;
+        Some((tap.to_owned(), *program, *side))
+    })
+}
+
+/// Key and value as `carry_account` takes them.
+fn encode(key: &AccountKey, account: &Account) -> Vec<u8> {
+    let mut bytes = [&key.port.to_ne_bytes()[..], &key.vni.to_ne_bytes(), &[0; 4]].concat();
+    let parts: [&[u64]; 7] = [
+        &account.from_packets,
+        &account.from_bytes,
+        &account.to_packets,
+        &account.to_bytes,
+        &account.neighbours[0],
+        &account.neighbours[1],
+        &account.drops,
+    ];
+    bytes.extend(parts.into_iter().flatten().flat_map(|count| count.to_ne_bytes()));
+    bytes
+}
+
+fn settings(vni: u32, port: &LocalPort) -> Port {
+    let v4 = port.addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(address.octets()),
+        IpAddr::V6(_) => None,
+    });
+    let v6 = port.addresses.iter().find_map(|address| match address {
+        IpAddr::V6(address) => Some(address.octets()),
+        IpAddr::V4(_) => None,
+    });
+    Port {
+        id: number(port.port),
+        vni,
+        flags: if port.port_security { Port::SECURE } else { 0 },
+        mac: port.mac.0,
+        ipv4: v4.unwrap_or_default(),
+        ipv6: v6.unwrap_or_else(|| link_local(port.mac)),
+        ..Port::default()
+    }
+}
+
+/// All that a secure port may send from; nothing for one that may send from everything.
+fn rules(link: u32, port: &LocalPort) -> BTreeSet<Rule> {
+    let mut rules = BTreeSet::new();
+    if !port.port_security {
+        return rules;
+    }
+    let own = port.addresses.iter().map(|address| (port.mac, IpNet::from(*address)));
+    let pairs = port.allowed_pairs.iter().copied();
+    let senders: Vec<(Mac, IpNet)> = own.chain(pairs).collect();
+    for mac in senders.iter().map(|(mac, _)| *mac).chain([port.mac]) {
+        let alone = Allowed { link, mac: mac.0, family: 0, address: [0; 16] };
+        rules.insert((alone, ALLOWED_MAC_BITS, ALLOWED_MAC));
+        let local = Allowed { family: 6, address: link_local(mac), ..alone };
+        rules.insert((local, ALLOWED_HEAD_BITS + 128, ALLOWED_ADDRESS));
+    }
+    for (mac, prefix) in senders {
+        let (family, address) = match prefix.network() {
+            IpAddr::V4(network) => {
+                let mut address = [0; 16];
+                address[..4].copy_from_slice(&network.octets());
+                (4, address)
+            }
+            IpAddr::V6(network) => (6, network.octets()),
+        };
+        let bits = ALLOWED_HEAD_BITS + u32::from(prefix.prefix_len());
+        rules.insert((Allowed { link, mac: mac.0, family, address }, bits, ALLOWED_ADDRESS));
+    }
+    rules
+}
+
+fn entry(rule: &Rule) -> (Key<Allowed>, u32) {
+    let (allowed, bits, value) = *rule;
+    (Key::new(bits, allowed), value)
+}
+
+/// The link-local address that follows from an Ethernet address (RFC 4291, appendix A).
+fn link_local(mac: Mac) -> [u8; 16] {
+    let [a, b, c, d, e, f] = mac.0;
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use godwit_protocol::id::PortId;
+
+    fn port() -> LocalPort {
+        LocalPort {
+            port: PortId::random(),
+            mac: Mac([0xfa, 0x16, 0x3e, 0, 0, 1]),
+            addresses: vec![[10, 0, 0, 1].into()],
+            port_security: true,
+            allowed_pairs: vec![],
+        }
+    }
+
+    #[test]
+    fn a_pair_of_all_of_ipv6_says_nothing_about_ipv4() {
+        let pair = (Mac([0xfa, 0x16, 0x3e, 0, 0, 1]), "::/0".parse().unwrap());
+        let rules = rules(7, &LocalPort { allowed_pairs: vec![pair], ..port() });
+        let all = rules.iter().find(|(_, bits, _)| *bits == ALLOWED_HEAD_BITS).unwrap();
+        assert_eq!(all.0.family, 6);
+        assert!(rules.iter().filter(|(allowed, ..)| allowed.family == 4).all(|(_, bits, _)| *bits == 128));
+    }
+
+    #[test]
+    fn a_port_without_security_has_no_rules() {
+        assert_eq!(rules(7, &LocalPort { port_security: false, ..port() }).len(), 0);
+        assert_eq!(rules(7, &port()).len(), 3, "its Ethernet address, its link-local and its own address");
+    }
+
+    #[test]
+    fn a_pins_name_says_which_program_is_on_which_tap() {
+        for (program, _) in SIDES {
+            let (tap, found, _) = parse(&format!("{PREFIX}gwt0123_{program}")).unwrap();
+            assert_eq!((tap.as_str(), found), ("gwt0123", program));
+        }
+        assert!(parse("networks").is_none());
+    }
+}
