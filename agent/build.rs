@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs: each is one binary of `ebpf/programs`.
-const PROGRAMS: [&str; 2] = ["underlay", "port"];
+const PROGRAMS: [&str; 3] = ["filter", "port", "underlay"];
 
 /// What would otherwise leak from the outer build into the inner one: another target, other flags, a wrapper
 /// (clippy is one), and a target folder for each profile, in which `core` would be built anew.

@@ -76,7 +76,7 @@ impl Agent {
             R::EnsureNetwork(wanted) => self.ensure_network(wanted)?,
             R::RemoveNetwork { network, vni, generation } => {
                 if self.state.accept_network(*network, *generation, true).map_err(not_kept)? {
-                    self.host.network.remove(*vni)?;
+                    self.host.keeper.remove(*vni)?;
                 }
             }
             R::DefineInstance(spec) => self.define(spec)?,
@@ -152,7 +152,7 @@ impl Agent {
     fn ensure_network(&self, wanted: &NetworkWanted) -> Result<(), RequestError> {
         // An older state than one that was wanted before: what is wanted is there, or on its way.
         if self.state.accept_network(wanted.network, wanted.generation, false).map_err(not_kept)? {
-            self.host.network.ensure(wanted)?;
+            self.host.keeper.ensure(wanted)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use crate::hypervisor::{MemoryBinding, Virtualization};
 use crate::network::netlink::UnderlayChoice;
 use crate::state::{StateError, write_atomic};
 use crate::telemetry::Capacity;
+use crate::telemetry::filter::Room;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -123,6 +124,8 @@ struct Written {
     reserved_memory_mib: Option<u64>,
     memory_binding: MemoryBinding,
     virtualization: Virtualization,
+    connections: Option<u32>,
+    members: Option<u32>,
     physical_networks: BTreeMap<String, String>,
 }
 
@@ -168,6 +171,8 @@ pub struct Config {
     pub memory_binding: MemoryBinding,
     /// How guests are run.
     pub virtualization: Virtualization,
+    /// Room for what security groups remember.
+    pub filter_room: Room,
     /// Links that flat and VLAN networks may use, by the name of their physical network.
     pub physical_networks: BTreeMap<String, String>,
 }
@@ -207,6 +212,7 @@ impl Config {
             reserved_memory_bytes: written.reserved_memory_mib.unwrap_or(512).saturating_mul(1 << 20),
             memory_binding: written.memory_binding,
             virtualization: written.virtualization,
+            filter_room: room(written.connections, written.members, dir)?,
             physical_networks: physical_networks(written.physical_networks, dir)?,
         })
     }
@@ -234,6 +240,22 @@ fn physical_networks(
         }
     }
     Ok(written)
+}
+
+/// How many entries the maps of the filter have.
+fn room(connections: Option<u32>, members: Option<u32>, dir: &Path) -> Result<Room, ConfigError> {
+    let usual = Room::default();
+    let room = Room {
+        connections: connections.unwrap_or(usual.connections),
+        members: members.unwrap_or(usual.members),
+    };
+    for (key, value) in [("connections", room.connections), ("members", room.members)] {
+        if !(1024..=1 << 24).contains(&value) {
+            let message = format!("{key} = {value}: it must be 1024 to 16777216");
+            return Err(ConfigError::Wrong { path: dir.join("agent.toml"), message });
+        }
+    }
+    Ok(room)
 }
 
 /// Names the coordinator in `DIR/agent.toml` and leaves every other line as it is.

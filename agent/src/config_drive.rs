@@ -225,6 +225,8 @@ mod tests {
                 prefix_length,
                 gateway: None,
                 dns: vec![],
+                routes: vec![],
+                dhcp: false,
             })
             .to_string()
         };

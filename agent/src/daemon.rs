@@ -14,13 +14,18 @@ use crate::locality::Locality;
 use crate::metrics::{ListenError, Metrics, Process};
 use crate::migration::{MigrationSettings, Migrations};
 use crate::network::HostNetwork;
+use crate::network::dhcp::{DhcpError, Responder};
+use crate::network::filtered::Filtered;
+use crate::network::keeper::Keeper;
 use crate::network::netlink::Netlink;
 use crate::network::overlay::Overlay;
+use crate::network::wanted::WantedNetworks;
 use crate::report::Reporter;
 use crate::reservations::Reservations;
 use crate::state::{IdentityPaths, State, StateError};
 use crate::storage::Pool;
 use crate::telemetry;
+use crate::telemetry::filter::{FilterCollector, PortFilter, Requests};
 use crate::telemetry::plane::{DataPlane, EventReader, PlaneCollector};
 use crate::telemetry::vxlan::{Options, VxlanCollector, VxlanTelemetry};
 use crate::uplink::{Uplink, UplinkError};
@@ -67,6 +72,9 @@ pub enum RunError {
     /// What the kernel tells of it.
     #[error(transparent)]
     Host(#[from] RequestError),
+    /// What tells guests their addresses.
+    #[error(transparent)]
+    Dhcp(#[from] DhcpError),
     /// Threads, sockets or signals.
     #[error("the agent cannot start")]
     Io(#[from] io::Error),
@@ -103,13 +111,21 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let network = if plane.is_some() { network } else { network.standing_in() };
     let network = Overlay::new(network, plane.clone());
     let (coordinator, host) = (config.coordinator, state.host());
-    let (calls, reporter) = assemble(config, state, identity.clone(), network, &registry)?;
+    let wanted = Arc::new(WantedNetworks::open(&config.dir)?);
+    let filter = start_filter(&config, &registry, wanted.clone())?;
+    let network = Arc::new(Filtered::new(network, filter.clone()));
+    let keeper = Arc::new(Keeper::new(network.clone(), wanted, &registry)?);
+    let restored = keeper.clone();
+    tokio::task::spawn_blocking(move || restore(&restored, filter.as_deref()))
+        .await
+        .map_err(io::Error::other)?;
+    let (calls, reporter) = assemble(config, state, identity.clone(), (network, keeper.clone()), &registry)?;
     let uplink = Uplink::new(coordinator, host, &identity, calls, reporter, &registry)?.with_events(events);
     tracing::info!(%host, %coordinator, "the agent runs");
     tokio::select! {
         () = uplink.run() => {}
         () = metrics.serve() => {}
-        () = watch_taps(plane) => {}
+        () = keep_networks(keeper) => {}
         _ = terminate.recv() => tracing::info!("SIGTERM: the agent stops, guests go on"),
         _ = interrupt.recv() => tracing::info!("SIGINT: the agent stops, guests go on"),
     }
@@ -183,12 +199,45 @@ fn forward_events(mut reader: EventReader, events: Arc<Events>) -> io::Result<()
     std::thread::Builder::new().name("events".into()).spawn(forward).map(drop)
 }
 
-/// Sets up taps as they come, and forgets them as they go.
-async fn watch_taps(plane: Option<Arc<DataPlane>>) {
-    let Some(plane) = plane else { return std::future::pending().await };
+/// Loads the filter of guests' ports, and answers those that ask for their address. A host whose kernel takes no such
+/// program is still a host, for networks without security groups.
+fn start_filter(
+    config: &Config,
+    registry: &Registry,
+    wanted: Arc<WantedNetworks>,
+) -> Result<Option<Arc<PortFilter>>, RunError> {
+    let up = IntGauge::new("godwit_filter_up", "Whether ports can have security groups and DHCP.")?;
+    registry.register(Box::new(up.clone()))?;
+    let opened = PortFilter::open(&config.bpffs, config.filter_room)
+        .and_then(|filter| Ok((Arc::new(filter), Requests::open(&config.bpffs)?)));
+    match opened {
+        Ok((filter, requests)) => {
+            registry.register(Box::new(FilterCollector::new(filter.clone())?))?;
+            Responder::new(wanted, registry)?.start(requests)?;
+            up.set(1);
+            Ok(Some(filter))
+        }
+        Err(error) => {
+            tracing::error!("ports have no security groups and no DHCP: {}", chain(&error));
+            Ok(None)
+        }
+    }
+}
+
+/// Brings networks to what was wanted last, and then exchanges the programs that an earlier agent has attached: by
+/// then the new ones know their rules.
+fn restore(keeper: &Keeper, filter: Option<&PortFilter>) {
+    keeper.restore();
+    if let Some(Err(error)) = filter.map(PortFilter::adopt) {
+        tracing::error!("the filter of an earlier agent stays: {}", chain(&error));
+    }
+}
+
+/// Looks at the networks whenever links come or go, and every few seconds.
+async fn keep_networks(keeper: Arc<Keeper>) {
     loop {
-        let plane = plane.clone();
-        if let Err(error) = crate::network::watch::links(Arc::new(move || plane.refresh())).await {
+        let checked = keeper.clone();
+        if let Err(error) = crate::network::watch::links(Arc::new(move || checked.check())).await {
             tracing::error!("the kernel does not tell of new links: {error}");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -200,7 +249,7 @@ fn assemble(
     config: Config,
     state: Arc<State>,
     identity: Arc<Identity>,
-    network: Overlay,
+    (network, keeper): (Arc<dyn HostNetwork>, Arc<Keeper>),
     registry: &Registry,
 ) -> Result<(Calls, Arc<Reporter>), RunError> {
     let reservations = Arc::new(Reservations::open(&config.dir)?);
@@ -239,7 +288,8 @@ fn assemble(
         instances,
         reservations: reservations.clone(),
         drifts: drifts.clone(),
-        network: Arc::new(network),
+        network,
+        keeper,
         pool,
         migration_listen,
     });

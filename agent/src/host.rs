@@ -5,6 +5,7 @@ use crate::drift::Drifts;
 use crate::instances::Instances;
 use crate::inventory::{assign_cpus, cpu_model, read_cells};
 use crate::network::HostNetwork;
+use crate::network::keeper::Keeper;
 use crate::reservations::{Capacity, Reservations};
 use crate::storage::Pool;
 use godwit_protocol::error::{ErrorKind, RequestError};
@@ -36,6 +37,8 @@ pub struct Host {
     pub drifts: Arc<Drifts>,
     /// Its overlay.
     pub network: Arc<dyn HostNetwork>,
+    /// What keeps it as it is wanted.
+    pub keeper: Arc<Keeper>,
     /// Its storage.
     pub pool: Pool,
 }
@@ -83,7 +86,7 @@ impl Host {
             instances,
             reservations: self.reservations.list(),
             drifts: self.drifts.list(),
-            networks: self.network.observe()?,
+            networks: self.keeper.report()?,
         })
     }
 }

@@ -1,10 +1,14 @@
 //! The overlay on this host: a bridge and a VXLAN device per network, and which host each address is behind.
 
+pub mod dhcp;
 pub mod fake;
+pub mod filtered;
+pub mod keeper;
 pub mod netlink;
 pub mod overlay;
 #[cfg(test)]
 pub(crate) mod sandbox;
+pub mod wanted;
 pub mod watch;
 
 use godwit_protocol::error::{ErrorKind, RequestError};
@@ -30,6 +34,9 @@ pub trait HostNetwork: Send + Sync {
     /// # Errors
     /// The kernel refuses.
     fn remove(&self, vni: u32) -> Result<bool, NetworkError>;
+
+    /// Sets up the taps that have come, and forgets those that have gone; what fails is logged.
+    fn refresh(&self) {}
 
     /// What is there, by the kernel's own account, in the order of VNIs.
     ///
@@ -161,6 +168,15 @@ pub enum NetworkError {
         /// Why.
         source: std::io::Error,
     },
+    /// Ports have rules that nothing here can apply.
+    #[error(
+        "network with VNI {vni} has ports with security groups, and this host's kernel does not take the filter: \
+         see the agent's log"
+    )]
+    NoFilter {
+        /// The network's number.
+        vni: u32,
+    },
     /// The programs of its ports.
     #[error("the ports of the network are not set up")]
     Plane(#[from] crate::telemetry::TelemetryError),
@@ -186,6 +202,7 @@ impl NetworkError {
             Self::MtuTooLarge { .. } | Self::LinkTaken { .. } => ErrorKind::Conflict,
             Self::NoPhysical { .. } | Self::NoLink { .. } | Self::NoVlans { .. } => ErrorKind::Conflict,
             Self::NoUnderlay { .. } | Self::NoRoute { .. } => ErrorKind::Unavailable,
+            Self::NoFilter { .. } => ErrorKind::Conflict,
             Self::Setting { .. } | Self::Plane(_) | Self::Kernel { .. } => ErrorKind::Internal,
         }
     }

@@ -5,6 +5,7 @@
 //! them: counters go on, and the programs are exchanged without a packet in between.
 
 mod attachment;
+pub mod filter;
 mod pins;
 pub mod plane;
 mod ports;

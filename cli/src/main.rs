@@ -18,6 +18,7 @@ mod placement;
 mod port;
 mod progress;
 mod resource;
+mod security_group;
 mod server;
 mod session;
 mod status;
@@ -87,6 +88,9 @@ enum Noun {
     /// Attachments to networks
     #[command(subcommand)]
     Port(port::Command),
+    /// What may pass at ports
+    #[command(subcommand)]
+    SecurityGroup(security_group::Command),
     /// Virtual machines
     #[command(subcommand)]
     Server(server::Command),
@@ -160,6 +164,7 @@ fn run(Cli { global, noun }: Cli) -> Result<()> {
         Noun::Network(command) => command.run(&app),
         Noun::Subnet(command) => command.run(&app),
         Noun::Port(command) => command.run(&app),
+        Noun::SecurityGroup(command) => command.run(&app),
         Noun::Server(command) => command.run(&app),
         Noun::Host(command) => command.run(&app),
         Noun::Migration(command) => command.run(&app),

@@ -105,7 +105,7 @@ impl Command {
                 let Some(range) = subnet else {
                     return app.output.object(&network, ROWS, "id");
                 };
-                create_subnet(app, &id, &name, range, None).inspect_err(|_| {
+                create_subnet(app, &id, &name, range, json!({})).inspect_err(|_| {
                     if let Err(error) = app.session.delete(Service::Network, &format!("/networks/{id}")) {
                         eprintln!("godwit: network {id} is left behind without a subnet: {error}");
                     }

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::output::{Column, cell};
-use crate::resource::{HOST, NETWORK, PORT, id};
+use crate::resource::{HOST, NETWORK, PORT, SECURITY_GROUP, id};
 use crate::session::Service;
 use crate::{App, find_all};
 use clap::Subcommand;
@@ -25,6 +25,16 @@ pub(crate) enum Command {
         /// An address of the network's subnets [default: a free one]; may be repeated
         #[arg(long, value_name = "ADDRESS")]
         fixed_ip: Vec<IpAddr>,
+        /// Let pass what this security group allows, by id or name; may be repeated [default: the project's default
+        /// group]
+        #[arg(long, value_name = "GROUP")]
+        security_group: Vec<String>,
+        /// Let it send from this address or range too; may be repeated
+        #[arg(long, value_name = "ADDRESS")]
+        allowed_address: Vec<String>,
+        /// Let it send from any address, and everything pass
+        #[arg(long, conflicts_with_all = ["security_group", "allowed_address"])]
+        no_port_security: bool,
     },
     /// List ports
     List,
@@ -57,6 +67,8 @@ const ROWS: &[Column] = &[
     ("mac", |port| cell(&port["mac_address"])),
     ("addresses", |port| addresses(port, "\n")),
     ("status", |port| cell(&port["status"])),
+    ("port security", |port| cell(&port["port_security_enabled"])),
+    ("security groups", |port| cell(&port["security_groups"]).replace(", ", "\n")),
     ("host", |port| cell(&port["binding:host_id"])),
     ("device", |port| cell(&port["device_id"])),
     ("device owner", |port| cell(&port["device_owner"])),
@@ -67,7 +79,15 @@ impl Command {
     /// Does it.
     pub(crate) fn run(self, app: &App) -> Result<()> {
         match self {
-            Command::Create { network, name, host, fixed_ip } => {
+            Command::Create {
+                network,
+                name,
+                host,
+                fixed_ip,
+                security_group,
+                allowed_address,
+                no_port_security,
+            } => {
                 let network = NETWORK.find_id(&app.session, &network)?;
                 let mut body = json!({"port": {"network_id": network, "name": name, "admin_state_up": true}});
                 if let Some(host) = host {
@@ -78,6 +98,18 @@ impl Command {
                 if !fixed_ip.is_empty() {
                     let addresses = fixed_ip.iter().map(|address| json!({"ip_address": address}));
                     body["port"]["fixed_ips"] = addresses.collect();
+                }
+                if !security_group.is_empty() {
+                    let find = |group: &String| SECURITY_GROUP.find_id(&app.session, group).map(Value::from);
+                    body["port"]["security_groups"] =
+                        security_group.iter().map(find).collect::<Result<_>>()?;
+                }
+                if !allowed_address.is_empty() {
+                    let pairs = allowed_address.iter().map(|address| json!({"ip_address": address}));
+                    body["port"]["allowed_address_pairs"] = pairs.collect();
+                }
+                if no_port_security {
+                    body["port"]["port_security_enabled"] = json!(false);
                 }
                 let port = PORT.unwrap(app.session.post(Service::Network, "/ports", &body)?);
                 app.output.object(&port, ROWS, "id")

@@ -94,6 +94,16 @@ pub(crate) const PORT: Resource = Resource {
     name: "name",
     filter: true,
 };
+pub(crate) const SECURITY_GROUP: Resource = Resource {
+    noun: "security group",
+    service: Service::Network,
+    path: "/security-groups",
+    list: "/security-groups",
+    singular: Some("security_group"),
+    plural: "security_groups",
+    name: "name",
+    filter: true,
+};
 pub(crate) const HOST: Resource = Resource {
     noun: "host",
     service: Service::Operator,

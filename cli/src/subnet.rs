@@ -26,6 +26,12 @@ pub(crate) enum Command {
         /// The gateway's address [default: the first of the range]
         #[arg(long)]
         gateway: Option<IpAddr>,
+        /// A name server; may be repeated
+        #[arg(long, value_name = "ADDRESS")]
+        dns: Vec<IpAddr>,
+        /// Leave guests that ask by DHCP without an answer
+        #[arg(long)]
+        no_dhcp: bool,
     },
     /// List subnets
     List,
@@ -43,6 +49,7 @@ const COLUMNS: &[Column] = &[
     ("network", |subnet| cell(&subnet["network_id"])),
     ("cidr", |subnet| cell(&subnet["cidr"])),
     ("gateway", |subnet| cell(&subnet["gateway_ip"])),
+    ("dhcp", |subnet| cell(&subnet["enable_dhcp"])),
 ];
 
 /// An address range: an address and the length of its prefix in bits.
@@ -69,9 +76,10 @@ impl Command {
     /// Does it.
     pub(crate) fn run(self, app: &App) -> Result<()> {
         match self {
-            Command::Create { name, network, cidr, gateway } => {
+            Command::Create { name, network, cidr, gateway, dns, no_dhcp } => {
                 let network = NETWORK.find_id(&app.session, &network)?;
-                let subnet = create_subnet(app, &network, &name, cidr, gateway)?;
+                let more = json!({"gateway_ip": gateway, "dns_nameservers": dns, "enable_dhcp": !no_dhcp});
+                let subnet = create_subnet(app, &network, &name, cidr, more)?;
                 app.output.object(&subnet, COLUMNS, "id")
             }
             Command::List => app.output.list(&SUBNET.list(&app.session, "")?, COLUMNS, "id"),
@@ -86,20 +94,20 @@ impl Command {
     }
 }
 
-/// Creates a subnet of the network with id `network`.
+/// Creates a subnet of the network with id `network`; what of `more` is null is left to the service.
 pub(crate) fn create_subnet(
     app: &App,
     network: &str,
     name: &str,
     range: Range,
-    gateway: Option<IpAddr>,
+    more: Value,
 ) -> Result<Value> {
     let mut body = json!({"subnet": {
         "network_id": network, "name": name, "cidr": format!("{}/{}", range.address, range.prefix),
         "ip_version": if range.address.is_ipv4() { 4 } else { 6 },
     }});
-    if let Some(gateway) = gateway {
-        body["subnet"]["gateway_ip"] = json!(gateway);
+    for (key, value) in more.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+        body["subnet"][key] = value.clone();
     }
     Ok(SUBNET.unwrap(app.session.post(Service::Network, "/subnets", &body)?))
 }

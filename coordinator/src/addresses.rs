@@ -201,6 +201,7 @@ mod tests {
             admin_state_up: true,
             port_security: true,
             allowed_pairs: Vec::new(),
+            security_groups: None,
             tags: vec![],
             revision: 1,
             created_at: Time::UNIX_EPOCH,

@@ -10,11 +10,12 @@ pub mod migration;
 pub mod network;
 pub mod operation;
 mod seats;
+pub mod security;
 mod shared;
 
 use godwit_protocol::id::{
-    HostId, ImageId, InstanceId, MigrationId, NetworkId, OperationId, PortId, ProjectId, ServerGroupId,
-    SubnetId, UserId,
+    HostId, ImageId, InstanceId, MigrationId, NetworkId, OperationId, PortId, ProjectId, SecurityGroupId,
+    SecurityRuleId, ServerGroupId, SubnetId, UserId,
 };
 use group::{Aggregate, ServerGroup};
 use host::{Host, JoinToken, Observed};
@@ -24,6 +25,7 @@ use instance::{Flavor, Instance};
 use migration::Migration;
 use network::{Network, Port, Subnet};
 use operation::Operation;
+use security::{SecurityGroup, SecurityRule};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -151,6 +153,8 @@ fleet! {
     networks: Network by NetworkId = |n| n.id;
     subnets: Subnet by SubnetId = |s| s.id;
     ports: Port by PortId = |p| p.id;
+    security_groups: SecurityGroup by SecurityGroupId = |g| g.id;
+    security_rules: SecurityRule by SecurityRuleId = |r| r.id;
     instances: Instance by InstanceId = |i| i.id;
     hosts: Host by HostId = |h| h.id;
     join_tokens: JoinToken by String = |t| t.hash.clone();

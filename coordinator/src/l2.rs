@@ -3,12 +3,16 @@
 
 use crate::app::{App, Shared};
 use crate::config::Config;
-use crate::fleet::network::{Network, Port, Segment};
+use crate::fleet::network::{FixedIp, Network, Port, Segment};
 use crate::fleet::{Change, Fleet};
+use crate::verbs::security_rule;
 use godwit_protocol::error::RequestError;
-use godwit_protocol::id::{HostId, NetworkId};
-use godwit_protocol::network::{Carrier, Forwarding, LocalPort, NetworkWanted, Unknown};
+use godwit_protocol::id::{HostId, NetworkId, SecurityGroupId};
+use godwit_protocol::network::{Carrier, Forwarding, GroupMembers, LocalPort, NetworkWanted, Unknown};
+use godwit_protocol::port::PortAddress;
 use godwit_protocol::request::AgentRequest;
+use godwit_protocol::security::{Remote, Rule};
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -57,6 +61,8 @@ pub fn wanted(fleet: &Fleet, network: &Network, host: HostId, config: &Config) -
                 addresses: addresses(port),
                 port_security: port.port_security,
                 allowed_pairs: port.allowed_pairs.clone(),
+                rules: rules(fleet, port),
+                leases: leases(fleet, port),
             });
         }
         macs.insert(port.mac);
@@ -81,6 +87,7 @@ pub fn wanted(fleet: &Fleet, network: &Network, host: HostId, config: &Config) -
     Some(NetworkWanted {
         network: network.id,
         vni: network.vni,
+        groups: groups(fleet, network.id, &ports),
         mtu: network.mtu,
         udp_port: config.vxlan_port,
         generation: network.generation,
@@ -95,7 +102,8 @@ pub fn wanted(fleet: &Fleet, network: &Network, host: HostId, config: &Config) -
     })
 }
 
-fn carrier(network: &Network, config: &Config) -> Carrier {
+/// What carries a network from host to host.
+pub fn carrier(network: &Network, config: &Config) -> Carrier {
     match &network.segment {
         Segment::Vxlan => match config.multicast_group(network.vni) {
             Some(group) => Carrier::VxlanGroup { group, ttl: config.multicast_ttl },
@@ -104,6 +112,60 @@ fn carrier(network: &Network, config: &Config) -> Carrier {
         Segment::Flat { physical } => Carrier::Flat(physical.clone()),
         Segment::Vlan { physical, tag } => Carrier::Vlan(physical.clone(), *tag),
     }
+}
+
+/// What may pass at a port; none: everything.
+fn rules(fleet: &Fleet, port: &Port) -> Option<Vec<Rule>> {
+    let groups = port.security_groups.as_ref().filter(|_| port.port_security)?;
+    let of_group = |id: &SecurityGroupId| {
+        let stateful = fleet.security_groups.get(id).is_none_or(|g| g.stateful);
+        let rules = fleet.security_rules.values().filter(|r| r.group == *id);
+        rules.map(move |r| security_rule::applied(r, stateful)).collect::<Vec<_>>()
+    };
+    Some(groups.iter().flat_map(of_group).collect())
+}
+
+/// The members, in one network, of all groups that rules of these ports name.
+fn groups(fleet: &Fleet, network: NetworkId, ports: &[LocalPort]) -> Vec<GroupMembers> {
+    let rules = ports.iter().flat_map(|port| port.rules.iter().flatten());
+    let named: BTreeSet<SecurityGroupId> = rules
+        .filter_map(|rule| match rule.remote {
+            Remote::Group(group) => Some(group),
+            _ => None,
+        })
+        .collect();
+    let members = |group: SecurityGroupId| {
+        let of_it = |p: &&Port| {
+            p.network == network
+                && p.host.is_some()
+                && p.security_groups.as_ref().is_some_and(|groups| groups.contains(&group))
+        };
+        let ranges = |p: &Port| {
+            let own = p.fixed_ips.iter().map(|ip| IpNet::from(ip.address));
+            own.chain(p.allowed_pairs.iter().map(|(_, range)| *range)).collect::<Vec<_>>()
+        };
+        let members: BTreeSet<IpNet> = fleet.ports.values().filter(of_it).flat_map(ranges).collect();
+        GroupMembers { group, members: members.into_iter().collect() }
+    };
+    named.into_iter().map(members).collect()
+}
+
+/// What a port's guest is told when it asks by DHCP.
+fn leases(fleet: &Fleet, port: &Port) -> Vec<PortAddress> {
+    port.fixed_ips.iter().filter_map(|ip| address(fleet, ip)).filter(|address| address.dhcp).collect()
+}
+
+/// An address with what its subnet says, as guests and hosts get it.
+pub fn address(fleet: &Fleet, ip: &FixedIp) -> Option<PortAddress> {
+    let subnet = fleet.subnets.get(&ip.subnet)?;
+    Some(PortAddress {
+        address: ip.address,
+        prefix_length: subnet.cidr.prefix_len(),
+        gateway: subnet.gateway,
+        dns: subnet.dns.clone(),
+        routes: subnet.routes.clone(),
+        dhcp: subnet.dhcp,
+    })
 }
 
 /// The change that makes hosts take a network's new state over any older one. It belongs into every change of
@@ -188,7 +250,9 @@ pub fn drift(fleet: &Fleet, host: HostId, config: &Config) -> BTreeSet<NetworkId
             (Some(wanted), Some(is)) => {
                 let want: BTreeSet<_> = wanted.forwarding.iter().map(|f| (f.mac, f.vtep)).collect();
                 let flood: BTreeSet<_> = wanted.flood.iter().copied().collect();
-                want != is.forwarding.iter().copied().collect()
+                // What it keeps of an older state may be wrong in what is not reported: rules, addresses, policies.
+                is.generation.is_some_and(|told| told < wanted.generation)
+                    || want != is.forwarding.iter().copied().collect()
                     || flood != is.flood.iter().copied().collect()
                     || wanted.carrier.group_ttl() != is.group_ttl
             }

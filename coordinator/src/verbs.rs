@@ -9,6 +9,8 @@ pub mod instance;
 pub mod keypair;
 pub mod network;
 pub mod port;
+pub mod security_group;
+pub mod security_rule;
 pub mod subnet;
 
 use crate::error::Error;

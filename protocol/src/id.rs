@@ -70,6 +70,10 @@ ids! {
     ProjectId,
     /// A user of the API.
     UserId,
+    /// A security group.
+    SecurityGroupId,
+    /// A rule of a security group.
+    SecurityRuleId,
 }
 
 #[cfg(test)]

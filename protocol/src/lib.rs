@@ -16,6 +16,7 @@ pub mod port;
 pub mod quic;
 pub mod request;
 pub mod reservation;
+pub mod security;
 pub mod volume;
 
 /// The channel's version: offered in the hello, the current and the previous one are accepted.

@@ -1,7 +1,8 @@
 //! Networks as a host must build them: the wanted state of one VXLAN network on one host.
 
-use crate::id::{NetworkId, PortId};
-use crate::port::Mac;
+use crate::id::{NetworkId, PortId, SecurityGroupId};
+use crate::port::{Lease, Mac};
+use crate::security::Rule;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -42,6 +43,18 @@ pub struct NetworkWanted {
     /// What becomes of a question, by ARP or neighbour discovery, for an IP address that no port has.
     #[serde(default = "Unknown::flood")]
     pub unknown_neighbours: Unknown,
+    /// Who belongs to the security groups that rules of [`Self::ports`] name.
+    #[serde(default)]
+    pub groups: Vec<GroupMembers>,
+}
+
+/// The addresses of a security group's members in one network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMembers {
+    /// Which group.
+    pub group: SecurityGroupId,
+    /// Of its ports, their allowed pairs included; without doubles, in order.
+    pub members: Vec<IpNet>,
 }
 
 /// The first number of networks that have no VXLAN network identifier.
@@ -121,6 +134,12 @@ pub struct LocalPort {
     /// What else it may send from: an Ethernet address with the IP addresses that go with it.
     #[serde(default)]
     pub allowed_pairs: Vec<(Mac, IpNet)>,
+    /// What may pass; none: everything.
+    #[serde(default)]
+    pub rules: Option<Vec<Rule>>,
+    /// What it is told when it asks by DHCP.
+    #[serde(default)]
+    pub leases: Vec<Lease>,
 }
 
 const fn secure() -> bool {
@@ -143,6 +162,9 @@ pub struct Forwarding {
 pub struct NetworkReported {
     /// The network's number; see [`NetworkWanted::vni`].
     pub vni: u32,
+    /// The newest generation that the host was told and keeps; none: it does not know of any.
+    #[serde(default)]
+    pub generation: Option<u64>,
     /// Forwarding entries of the VXLAN device.
     pub forwarding: Vec<(Mac, IpAddr)>,
     /// Destinations of broadcast.

@@ -1,6 +1,7 @@
 //! Ports: an instance's attachments to networks.
 
 use crate::id::{NetworkId, PortId};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -84,7 +85,16 @@ pub struct PortAddress {
     pub gateway: Option<IpAddr>,
     /// Name servers.
     pub dns: Vec<IpAddr>,
+    /// Routes beside the gateway: destination and next hop.
+    #[serde(default)]
+    pub routes: Vec<(IpNet, IpAddr)>,
+    /// Whether the guest is to ask for it by DHCP.
+    #[serde(default)]
+    pub dhcp: bool,
 }
+
+/// What a host's DHCP responder gives to a port: an address with what its subnet says.
+pub type Lease = PortAddress;
 
 /// The tap's name on the host: at most 15 characters, as the kernel wants.
 pub fn tap_name(port: PortId) -> String {

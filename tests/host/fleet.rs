@@ -197,8 +197,15 @@ impl Fleet {
 
     /// A port of "blue" on a host with a namespace behind it, in place of a machine of one's own.
     pub(crate) fn probe(&self, host: &Host) -> Probe {
+        self.probe_with(host, &[]).0
+    }
+
+    /// The same with more of the port's options, and the port.
+    pub(crate) fn probe_with(&self, host: &Host, more: &[&str]) -> (Probe, Value) {
         let name = format!("probe-{}", host.name());
-        let port = self.godwit(&["port", "create", "blue", "--name", &name, "--host", host.name()]);
+        let words = ["port", "create", "blue", "--name", &name, "--host", host.name()];
+        let made = self.godwit(&[&words[..], more].concat());
+        let port = &made;
         let network = self.godwit(&["network", "show", "blue"]);
         let text = |value: &Value| value.as_str().expect("is text").to_owned();
         let port = ProbePort {
@@ -211,7 +218,8 @@ impl Fleet {
         let bridge = format!("gwb{}", port.vni);
         host.wait("the bridge", || Ok(host.output(&["ip", "link", "show", &bridge])?.status.success()))
             .expect("the network is built");
-        self.lab.probe(host, &port).expect("is attached")
+        let probe = self.lab.probe(host, &port).expect("is attached");
+        (probe, made)
     }
 
     /// Takes the port of [`Self::probe`] away.

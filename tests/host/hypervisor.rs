@@ -107,6 +107,8 @@ fn spec(context: &DomainContext) -> InstanceSpec {
                 prefix_length: 24,
                 gateway: None,
                 dns: vec![],
+                routes: vec![],
+                dhcp: false,
             }],
         }],
         config_drive: ConfigDrive { hostname: "only".to_owned(), ..ConfigDrive::default() },

@@ -14,6 +14,7 @@ mod lab;
 mod libvirtd;
 mod metrics;
 mod migrations;
+mod network;
 mod races;
 mod storage;
 mod trust;

@@ -248,7 +248,7 @@ fn vtep(host: HostId) -> IpAddr {
 }
 
 fn reported(vni: u32) -> NetworkReported {
-    NetworkReported { vni, forwarding: vec![], flood: vec![], group_ttl: None }
+    NetworkReported { vni, generation: None, forwarding: vec![], flood: vec![], group_ttl: None }
 }
 
 fn ready(host: HostId) -> TargetReady {

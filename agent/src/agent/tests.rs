@@ -11,6 +11,8 @@ use crate::instances::Instances;
 use crate::migration::MigrationSettings;
 use crate::network::HostNetwork;
 use crate::network::fake::FakeNetwork;
+use crate::network::keeper::Keeper;
+use crate::network::wanted::WantedNetworks;
 use crate::reservations::Reservations;
 use crate::state::{IdentityPaths, StateError};
 use crate::storage::Pool;
@@ -18,7 +20,7 @@ use godwit_protocol::host::Underlay;
 use godwit_protocol::id::{HostId, MigrationId, NetworkId};
 use godwit_protocol::image::DiskFormat;
 use godwit_protocol::instance::{ConfigDrive, InstanceState, Tuning};
-use godwit_protocol::network::Unknown;
+use godwit_protocol::network::{NetworkWanted, Unknown};
 use godwit_protocol::quic::Identity;
 use godwit_protocol::reservation::Refusal;
 use prometheus::Registry;
@@ -78,6 +80,8 @@ impl Rig {
             &registry,
         );
         let migration_listen = ([127, 0, 0, 1], 0).into();
+        let wanted = Arc::new(WantedNetworks::open(dir.path()).unwrap());
+        let keeper = Keeper::new(network.clone(), wanted, &registry).unwrap();
         let host = Arc::new(Host {
             id: state.host(),
             pool: Pool::new(config.pool.clone(), &registry).unwrap(),
@@ -87,6 +91,7 @@ impl Rig {
             reservations,
             drifts: Arc::new(drifts.unwrap()),
             network: network.clone(),
+            keeper: Arc::new(keeper),
         });
         let reported = host.clone();
         let reporter = Arc::new(Reporter::new(state.clone(), Arc::new(move || reported.report())));
@@ -157,6 +162,7 @@ fn spec() -> InstanceSpec {
 
 fn wanted(generation: u64) -> NetworkWanted {
     NetworkWanted {
+        groups: vec![],
         network: NetworkId(uuid::Uuid::from_u128(1)),
         vni: 1001,
         carrier: Default::default(),

@@ -51,7 +51,7 @@ impl HostNetwork for FakeNetwork {
             flood.sort_unstable();
             flood.dedup();
             let group_ttl = wanted.carrier.group_ttl();
-            NetworkReported { vni: wanted.vni, forwarding, flood, group_ttl }
+            NetworkReported { vni: wanted.vni, generation: None, forwarding, flood, group_ttl }
         });
         Ok(reported.collect())
     }

@@ -146,6 +146,7 @@ impl HostNetwork for Netlink {
         networks.extend(bridges.filter(|n| *n >= FIRST_PROVIDED).map(|n| (n, Default::default())));
         let reported = networks.into_iter().map(|(vni, (entries, group_ttl))| NetworkReported {
             vni,
+            generation: None,
             forwarding: entries.vteps.into_iter().collect(),
             flood: entries.flood.into_iter().collect(),
             group_ttl,

@@ -42,6 +42,12 @@ impl HostNetwork for Overlay {
         Ok(found)
     }
 
+    fn refresh(&self) {
+        if let Some(plane) = &self.plane {
+            plane.refresh();
+        }
+    }
+
     fn observe(&self) -> Result<Vec<NetworkReported>, NetworkError> {
         self.links.observe()
     }

@@ -70,3 +70,15 @@ pub(crate) fn add_host(name: &str, address: &str) {
         run(&format!("ip -n {name} {line}"));
     }
 }
+
+/// A guest: a namespace whose link eth0 has its other end, called `tap`, on the bridge `br`.
+pub(crate) fn add_guest(name: &str, tap: &str) {
+    if !try_run("ip link show dev br").status.success() {
+        run("ip link add name br type bridge");
+        run("ip link set dev br up");
+    }
+    run(&format!("ip netns add {name}"));
+    run(&format!("ip link add {tap} type veth peer name eth0 netns {name}"));
+    run(&format!("ip link set {tap} master br up"));
+    run(&format!("ip -n {name} link set eth0 up"));
+}

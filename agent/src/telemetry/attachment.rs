@@ -24,14 +24,24 @@ pub(super) struct Place<'a> {
 impl Place<'_> {
     /// Attaches a loaded program: by taking over the pinned attachment if it is of this link, else anew.
     pub(super) fn ensure(&self, program: &mut SchedClassifier, pins: &Pins) -> Result<(), TelemetryError> {
-        if self.adopt(program, pins)? {
-            return Ok(());
-        }
         // What comes in is seen before anyone redirects or drops it, what goes out after everyone has had a say.
         let order = match self.side {
             TcAttachType::Egress => LinkOrder::last(),
             _ => LinkOrder::first(),
         };
+        self.ensure_in(program, pins, order)
+    }
+
+    /// The same in this order.
+    pub(super) fn ensure_in(
+        &self,
+        program: &mut SchedClassifier,
+        pins: &Pins,
+        order: LinkOrder,
+    ) -> Result<(), TelemetryError> {
+        if self.adopt(program, pins)? {
+            return Ok(());
+        }
         let attached = program
             .attach_with_options(self.link, self.side, TcAttachOptions::TcxOrder(order))
             .and_then(|id| program.take_link(id))

@@ -381,6 +381,8 @@ mod tests {
 
     fn port() -> LocalPort {
         LocalPort {
+            rules: None,
+            leases: vec![],
             port: PortId::random(),
             mac: Mac([0xfa, 0x16, 0x3e, 0, 0, 1]),
             addresses: vec![[10, 0, 0, 1].into()],

@@ -3,7 +3,7 @@
 use super::{ROWS, Waiting, wait_status};
 use crate::App;
 use crate::error::{Error, Result};
-use crate::resource::{FLAVOR, IMAGE, NETWORK, PORT, SERVER, id};
+use crate::resource::{FLAVOR, IMAGE, NETWORK, PORT, SECURITY_GROUP, SERVER, id};
 use crate::session::Service;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -34,6 +34,10 @@ pub(crate) struct Create {
     /// Attach it to nothing
     #[arg(long, conflicts_with_all = ["network", "port"])]
     no_network: bool,
+    /// Let pass at its new ports what this security group allows, by id or name; may be repeated [default: the
+    /// project's default group]
+    #[arg(long, value_name = "GROUP")]
+    security_group: Vec<String>,
     /// Put this keypair into it
     #[arg(long, value_name = "NAME")]
     key_name: Option<String>,
@@ -56,6 +60,11 @@ impl Create {
             "flavorRef": FLAVOR.find_id(&app.session, &self.flavor)?,
             "networks": self.networks(app)?,
         });
+        if !self.security_group.is_empty() {
+            let find = |group| SECURITY_GROUP.find_id(&app.session, group).map(|id| json!({"name": id}));
+            let groups = self.security_group.iter().map(String::as_str).map(find);
+            server["security_groups"] = groups.collect::<Result<_>>()?;
+        }
         if let Some(key) = &self.key_name {
             server["key_name"] = json!(key);
         }

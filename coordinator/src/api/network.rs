@@ -1,5 +1,5 @@
-//! The network API, v2.0: networks, subnets and ports in the shapes of OpenStack's network service. What is not
-//! built (routers, security groups, DHCP options) is refused where it would ask for something.
+//! The network API, v2.0: networks, subnets, ports and security groups in the shapes of OpenStack's network service.
+//! What is not built (routers, floating addresses, QoS) is refused where it would ask for something.
 
 mod agents;
 mod extensions;
@@ -7,6 +7,8 @@ mod list;
 mod networks;
 mod ports;
 mod quotas;
+mod security_groups;
+mod security_rules;
 mod subnets;
 #[cfg(test)]
 mod tests;
@@ -42,6 +44,17 @@ pub fn router() -> Router<Shared> {
         .route("/ports", get(ports::list).post(ports::create))
         .route("/ports/{id}", get(ports::show).put(ports::update).delete(ports::delete))
         .route("/ports/{id}/tags", put(ports::set_tags).get(ports::tags).delete(ports::clear_tags))
+        .route("/security-groups", get(security_groups::list).post(security_groups::create))
+        .route(
+            "/security-groups/{id}",
+            get(security_groups::show).put(security_groups::update).delete(security_groups::delete),
+        )
+        .route(
+            "/security-groups/{id}/tags",
+            put(security_groups::set_tags).get(security_groups::tags).delete(security_groups::clear_tags),
+        )
+        .route("/security-group-rules", get(security_rules::list).post(security_rules::create))
+        .route("/security-group-rules/{id}", get(security_rules::show).delete(security_rules::delete))
         .route("/agents", get(agents::list))
         .route("/agents/{id}", get(agents::show))
         .route("/quotas/{project}", get(quotas::show))
@@ -63,19 +76,22 @@ async fn versions(links: Links) -> Json<Value> {
 /// What the network service does not have, told by the name its clients ask by.
 async fn absent(Path(path): Path<String>) -> Fault {
     let kind = path.split('/').next().unwrap_or_default().replace('-', " ");
-    let text = format!("There are no {kind} here: networks, subnets and ports are what this service has.");
+    let text = format!(
+        "There are no {kind} here: networks, subnets, ports and security groups are what this service has."
+    );
     Fault::new(StatusCode::NOT_FOUND, text)
 }
 
 async fn resources(links: Links) -> Json<Value> {
     let resource = |collection: &str| {
+        let path = collection.replace('_', "-");
         json!({
             "name": collection.trim_end_matches('s'),
             "collection": collection,
-            "links": [{ "rel": "self", "href": links.to(&format!("/network/v2.0/{collection}")) }],
+            "links": [{ "rel": "self", "href": links.to(&format!("/network/v2.0/{path}")) }],
         })
     };
-    let resources = ["networks", "subnets", "ports"].map(resource);
+    let resources = ["networks", "subnets", "ports", "security_groups", "security_group_rules"].map(resource);
     Json(json!({ "resources": resources }))
 }
 
@@ -115,6 +131,8 @@ fn decide_all<T>(
         networks: fleet.networks.clone(),
         subnets: fleet.subnets.clone(),
         ports: fleet.ports.clone(),
+        security_groups: fleet.security_groups.clone(),
+        security_rules: fleet.security_rules.clone(),
         ..Fleet::default()
     };
     let (mut all, mut made) = (Vec::new(), Vec::new());

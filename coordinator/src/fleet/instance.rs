@@ -1,7 +1,9 @@
 //! Flavors and instances.
 
 use super::Time;
-use godwit_protocol::id::{HostId, InstanceId, NetworkId, PortId, ProjectId, ServerGroupId, UserId};
+use godwit_protocol::id::{
+    HostId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, ServerGroupId, UserId,
+};
 use godwit_protocol::image::{DiskFormat, ImageSource};
 use godwit_protocol::instance::{CpuTopology, InstanceState};
 use godwit_protocol::reservation::Reservation;
@@ -146,6 +148,9 @@ pub struct Instance {
     pub topology: Option<CpuTopology>,
     /// NICs as asked for.
     pub nics: Vec<NicRequest>,
+    /// Security groups of the ports that are made for it; none: the project's default group.
+    #[serde(default)]
+    pub security_groups: Vec<SecurityGroupId>,
     /// Name and text of the SSH key.
     pub key: Option<(String, String)>,
     /// The user's metadata.

@@ -1,7 +1,7 @@
 //! Networks, subnets, ports.
 
 use super::Time;
-use godwit_protocol::id::{HostId, InstanceId, NetworkId, PortId, ProjectId, SubnetId};
+use godwit_protocol::id::{HostId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, SubnetId};
 use godwit_protocol::port::Mac;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,9 @@ pub struct Network {
     pub shared: bool,
     /// Whether traffic may pass.
     pub admin_state_up: bool,
+    /// Whether its ports have port security when they do not say.
+    #[serde(default = "secure")]
+    pub port_security: bool,
     /// Labels.
     #[serde(default)]
     pub tags: Vec<String>,
@@ -157,6 +160,9 @@ pub struct Port {
     /// What else it may send from: an Ethernet address with the IP addresses that go with it.
     #[serde(default)]
     pub allowed_pairs: Vec<(Mac, IpNet)>,
+    /// The groups whose rules say what may pass; none: it is from before there were groups, and everything may.
+    #[serde(default)]
+    pub security_groups: Option<Vec<SecurityGroupId>>,
     /// Labels.
     #[serde(default)]
     pub tags: Vec<String>,

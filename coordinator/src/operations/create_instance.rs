@@ -7,7 +7,7 @@ use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::image::{Image, ImageStatus};
 use crate::fleet::instance::{Flavor, Hints, Instance, InstanceStatus, NicRequest, Task};
-use crate::fleet::network::{FixedIp, Port};
+use crate::fleet::network::Port;
 use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
 use crate::ledger::now;
@@ -15,12 +15,15 @@ use crate::placement::guest::EmulatorPolicy;
 use crate::placement::labels::DEFAULT_ZONE;
 use crate::placement::request::Request;
 use crate::verbs;
+use crate::verbs::security_group;
 use crate::{addresses, l2};
 use base64::Engine;
-use godwit_protocol::id::{HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, UserId};
+use godwit_protocol::id::{
+    HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, UserId,
+};
 use godwit_protocol::image::{DiskFormat, ImageSource};
 use godwit_protocol::instance::{ConfigDrive, InstanceSpec, InstanceState, Tuning};
-use godwit_protocol::port::{GuestPort, PortAddress};
+use godwit_protocol::port::GuestPort;
 use godwit_protocol::request::{AgentReply, AgentRequest, DiskRequest};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,6 +49,8 @@ pub struct NewInstance {
     pub image: ImageId,
     /// Its NICs, in order.
     pub nics: Vec<NicRequest>,
+    /// Security groups of the ports that are made for it; none: the project's default group.
+    pub security_groups: Vec<SecurityGroupId>,
     /// Name and text of an SSH key.
     pub key: Option<(String, String)>,
     /// The user's metadata.
@@ -122,6 +127,7 @@ fn check(fleet: &Fleet, new: &NewInstance) -> Result<Instance, Error> {
             NicRequest::Network(..) => {}
         }
     }
+    security_group::check_groups(fleet, &new.security_groups).map_err(|e| Error::Invalid(e.to_string()))?;
     if let Some(host) = new.wanted_host.filter(|h| !fleet.hosts.contains_key(h)) {
         return Err(Error::not_found("Host", host));
     }
@@ -139,6 +145,7 @@ fn check(fleet: &Fleet, new: &NewInstance) -> Result<Instance, Error> {
         disk_format: None,
         topology: Some(request.topology),
         nics: new.nics.clone(),
+        security_groups: new.security_groups.clone(),
         key: new.key.clone(),
         metadata: new.metadata.clone(),
         user_data: new.user_data.clone(),
@@ -256,12 +263,13 @@ async fn ports(context: &Context) -> Result<(), StepError> {
             if !fleet.ports_of(instance.id).is_empty() {
                 return Ok((vec![], BTreeSet::new()));
             }
+            let (mut changes, groups) = groups(fleet, instance);
             let mut made: Vec<Port> = Vec::new();
             for (index, nic) in instance.nics.iter().enumerate() {
-                made.push(port(fleet, instance, index as u32, nic, &made)?);
+                made.push(port(fleet, instance, index as u32, nic, &made, &groups)?);
             }
             let networks: BTreeSet<NetworkId> = made.iter().map(|p| p.network).collect();
-            let mut changes: Vec<Change> = made.into_iter().map(Change::from).collect();
+            changes.extend(made.into_iter().map(Change::from));
             changes.extend(networks.iter().filter_map(|n| l2::touched(fleet, *n)));
             Ok((changes, networks))
         })
@@ -270,12 +278,23 @@ async fn ports(context: &Context) -> Result<(), StepError> {
     Ok(())
 }
 
+/// The security groups of the ports that are made for an instance, and the changes that make a missing default
+/// group.
+fn groups(fleet: &Fleet, instance: &Instance) -> (Vec<Change>, Vec<SecurityGroupId>) {
+    if !instance.security_groups.is_empty() {
+        return (vec![], instance.security_groups.clone());
+    }
+    let (changes, group) = security_group::ensure_default(fleet, instance.project, now());
+    (changes, vec![group])
+}
+
 fn port(
     fleet: &Fleet,
     instance: &Instance,
     index: u32,
     nic: &NicRequest,
     made: &[Port],
+    groups: &[SecurityGroupId],
 ) -> Result<Port, StepError> {
     let plugged = |port: Port| Port {
         instance: Some(instance.id),
@@ -313,8 +332,9 @@ fn port(
                 host: None,
                 target_host: None,
                 admin_state_up: true,
-                port_security: true,
+                port_security: network.port_security,
                 allowed_pairs: Vec::new(),
+                security_groups: Some(if network.port_security { groups.to_vec() } else { vec![] }),
                 tags: vec![],
                 revision: 1,
                 created_at: at,
@@ -390,22 +410,13 @@ fn tuning(instance: &Instance) -> Result<Tuning, StepError> {
 
 fn guest_port(fleet: &Fleet, port: &Port) -> Option<GuestPort> {
     let network = fleet.networks.get(&port.network)?;
-    let address = |ip: &FixedIp| {
-        let subnet = fleet.subnets.get(&ip.subnet)?;
-        Some(PortAddress {
-            address: ip.address,
-            prefix_length: subnet.cidr.prefix_len(),
-            gateway: subnet.gateway,
-            dns: subnet.dns.clone(),
-        })
-    };
     Some(GuestPort {
         port: port.id,
         network: network.id,
         vni: network.vni,
         mac: port.mac,
         mtu: network.mtu,
-        addresses: port.fixed_ips.iter().filter_map(address).collect(),
+        addresses: port.fixed_ips.iter().filter_map(|ip| l2::address(fleet, ip)).collect(),
     })
 }
 

@@ -99,6 +99,7 @@ mod tests {
             admin_state_up: true,
             port_security: true,
             allowed_pairs: Vec::new(),
+            security_groups: None,
             tags: vec![],
             revision: 0,
             created_at: now(),

@@ -37,6 +37,8 @@ pub struct NewNetwork {
     pub vni: Option<u32>,
     /// In bytes; none: the most that all hosts' underlays take.
     pub mtu: Option<u32>,
+    /// Whether its ports have port security when they do not say.
+    pub port_security: bool,
 }
 
 /// What changes of a network; none: as it is.
@@ -52,6 +54,8 @@ pub struct NetworkUpdate {
     pub admin_state_up: Option<bool>,
     /// New MTU in bytes; guests learn of it when they are made anew.
     pub mtu: Option<u32>,
+    /// Port security of its later ports.
+    pub port_security: Option<bool>,
     /// New labels.
     pub tags: Option<Vec<String>>,
 }
@@ -215,6 +219,7 @@ pub fn create(
         vni,
         segment: new.segment,
         mtu,
+        port_security: new.port_security,
         shared: new.shared,
         admin_state_up: true,
         tags: Vec::new(),
@@ -257,6 +262,7 @@ pub fn update(fleet: &Fleet, id: NetworkId, update: NetworkUpdate, now: Time) ->
         )));
     }
     network.shared = update.shared.unwrap_or(network.shared);
+    network.port_security = update.port_security.unwrap_or(network.port_security);
     check_up(update.admin_state_up.unwrap_or(true))?;
     network.revision += 1;
     network.updated_at = now;

@@ -6,6 +6,7 @@ use crate::addresses::{self, range};
 use crate::error::Error;
 use crate::fleet::network::Subnet;
 use crate::fleet::{Change, Fleet, Time};
+use crate::l2;
 use godwit_protocol::id::{NetworkId, ProjectId, SubnetId};
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -43,7 +44,7 @@ pub struct NewSubnet {
     pub dns: Vec<IpAddr>,
     /// Destination and next hop.
     pub routes: Vec<(IpNet, IpAddr)>,
-    /// Kept for clients. Guests read their addresses from the config drive.
+    /// Whether hosts answer guests that ask for their address; the config drive tells it in any case.
     pub dhcp: bool,
 }
 
@@ -172,7 +173,7 @@ pub fn create(fleet: &Fleet, new: NewSubnet, now: Time) -> Decision<Subnet> {
     Ok((vec![subnet.clone().into()], subnet))
 }
 
-/// Changes a subnet. Guests learn of it when they are made anew.
+/// Changes a subnet. Hosts are to be told; guests learn of it when they next ask by DHCP, or are made anew.
 ///
 /// # Errors
 /// No such subnet; a gateway that a port has; pools that do not fit.
@@ -207,7 +208,8 @@ pub fn update(fleet: &Fleet, id: SubnetId, update: SubnetUpdate, now: Time) -> D
     }
     subnet.revision += 1;
     subnet.updated_at = now;
-    Ok((vec![subnet.clone().into()], subnet))
+    let touched = l2::touched(fleet, subnet.network);
+    Ok((std::iter::once(subnet.clone().into()).chain(touched).collect(), subnet))
 }
 
 /// Removes a subnet.

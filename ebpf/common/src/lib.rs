@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod answer;
+pub mod filter;
 pub mod guest;
 pub mod packet;
 pub mod port;

@@ -36,6 +36,8 @@ pub(crate) fn spec() -> InstanceSpec {
                 prefix_length: 24,
                 gateway: Some("10.0.0.1".parse().unwrap()),
                 dns: vec!["10.0.0.2".parse().unwrap()],
+                routes: vec![],
+                dhcp: false,
             }],
         }],
         config_drive: ConfigDrive {

@@ -31,6 +31,7 @@ fn wanted(forwarding: &[(u8, u8)], flood: &[u8]) -> NetworkWanted {
     let entry =
         |(address, host): &(u8, u8)| Forwarding { mac: mac(*address), addresses: vec![], vtep: vtep(*host) };
     NetworkWanted {
+        groups: vec![],
         network: NetworkId(Uuid::from_u128(7)),
         vni: VNI,
         carrier: Carrier::Vxlan,
@@ -55,6 +56,8 @@ fn in_group(wanted: NetworkWanted, group: &str, ttl: u8) -> NetworkWanted {
 
 fn local_port(last: u8) -> LocalPort {
     LocalPort {
+        rules: None,
+        leases: vec![],
         port: PortId(Uuid::from_u128(u128::from(last) << 120)),
         mac: mac(last),
         addresses: vec![],

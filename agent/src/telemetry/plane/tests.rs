@@ -38,6 +38,8 @@ fn ip(text: &str) -> IpAddr {
 /// The guest under test: fa:16:3e:00:00:01 with 10.0.0.1 and fd00::1.
 fn guest() -> LocalPort {
     LocalPort {
+        rules: None,
+        leases: vec![],
         port: PortId(Uuid::from_u128(1 << 120)),
         mac: Mac(GUEST),
         addresses: vec![ip("10.0.0.1"), ip("fd00::1")],
@@ -49,6 +51,7 @@ fn guest() -> LocalPort {
 /// A network with the guest here, and its neighbour fa:16:3e:00:00:02 with 10.0.0.2 and fd00::2 on another host.
 fn network() -> NetworkWanted {
     NetworkWanted {
+        groups: vec![],
         network: NetworkId(Uuid::from_u128(7)),
         vni: VNI,
         carrier: Carrier::Vxlan,

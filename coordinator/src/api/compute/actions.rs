@@ -1,13 +1,15 @@
 //! POST /servers/{id}/action: one action a body.
 
-use super::create::find_host;
+use super::create::{self, find_host};
 use super::servers::{changeable, visible};
 use super::{Asked, not_built};
 use crate::api::attributes::Attributes;
 use crate::api::context::Body;
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
+use crate::ledger::now;
 use crate::operations::{live_migrate, power};
+use crate::verbs::port::{self, PortUpdate};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
@@ -15,9 +17,10 @@ use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::id::InstanceId;
 use godwit_protocol::request::{AgentReply, AgentRequest};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Actions that the API knows and Godwit does not do, and what to do instead.
-const NOT_BUILT: [(&str, &str); 28] = [
+const NOT_BUILT: [(&str, &str); 26] = [
     ("createImage", "Stop the server and copy its data, or build the image elsewhere and upload it."),
     ("createBackup", "Stop the server and copy its data."),
     ("migrate", "Use live migration: os-migrateLive."),
@@ -36,8 +39,6 @@ const NOT_BUILT: [(&str, &str); 28] = [
     ("unlock", "Nothing is ever locked."),
     ("evacuate", "Nothing is restarted elsewhere while its host may still run it."),
     ("changePassword", "Use an SSH key."),
-    ("addSecurityGroup", "There are no security groups."),
-    ("removeSecurityGroup", "There are no security groups."),
     ("addFixedIp", "Make a port with the address and create the server with it."),
     ("removeFixedIp", "Create the server with the ports it shall have."),
     ("addFloatingIp", "There are no routers and so no floating addresses."),
@@ -69,6 +70,8 @@ pub(super) async fn act(
         "reboot" => power::reboot(&app, id, is_hard(argument)?).await?,
         "os-migrateLive" => migrate_live(&app, &asked, id, argument).await?,
         "os-getConsoleOutput" => return console(&app, &asked, id, argument).await,
+        "addSecurityGroup" => regroup(&app, &asked, id, argument, true).await?,
+        "removeSecurityGroup" => regroup(&app, &asked, id, argument, false).await?,
         other => {
             let known = NOT_BUILT.iter().find(|(name, _)| *name == other);
             return Err(match known {
@@ -78,6 +81,40 @@ pub(super) async fn act(
         }
     }
     Ok(StatusCode::ACCEPTED.into_response())
+}
+
+/// Gives a security group to every port of a server, or takes it away.
+async fn regroup(app: &Shared, asked: &Asked, id: InstanceId, argument: Value, add: bool) -> Answer<()> {
+    let mut a = Attributes::of(argument, "the security group")?;
+    let name = a.required_text("name")?;
+    a.finish()?;
+    let networks = app
+        .ledger
+        .change(|fleet| {
+            let group = create::find_group(fleet, &asked.caller, &name)?;
+            let (mut changes, mut networks) = (Vec::new(), BTreeSet::new());
+            let mut has = false;
+            for port in fleet.ports_of(id).into_iter().filter(|p| p.port_security) {
+                let mut groups = port.security_groups.clone().unwrap_or_default();
+                has |= groups.contains(&group);
+                groups.retain(|g| *g != group);
+                groups.extend(add.then_some(group));
+                let change = PortUpdate { security_groups: Some(groups), ..PortUpdate::default() };
+                let (changed, (_, tell)) = port::update(fleet, port.id, change, now())?;
+                networks.extend(tell.then_some(port.network));
+                changes.extend(changed);
+            }
+            if !add && !has {
+                return Err(Fault::new(
+                    StatusCode::NOT_FOUND,
+                    format!("Security group {name} is not associated with the instance {id}."),
+                ));
+            }
+            Ok((changes, networks))
+        })
+        .await?;
+    networks.into_iter().for_each(|network| app.l2_changed(network));
+    Ok(())
 }
 
 fn is_hard(argument: Value) -> Answer<bool> {

@@ -13,13 +13,14 @@ use crate::fleet::image::{Image, Visibility};
 use crate::fleet::instance::{Flavor, Hints, NicRequest};
 use crate::operations::create_instance::{self, NewInstance};
 use crate::verbs::instance::{check_metadata, check_name};
+use crate::verbs::security_group::DEFAULT;
 use axum::extract::State;
 use axum::http::header::LOCATION;
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use godwit_protocol::id::{HostId, ImageId, InstanceId, NetworkId, PortId};
+use godwit_protocol::id::{HostId, ImageId, InstanceId, NetworkId, PortId, SecurityGroupId};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -40,6 +41,7 @@ struct Wish {
     image: String,
     flavor: String,
     networks: Networks,
+    security_groups: Vec<String>,
     count: u64,
     key: Option<String>,
     metadata: std::collections::BTreeMap<String, String>,
@@ -94,12 +96,13 @@ pub(super) async fn create(
     let made = app.ledger.read(|fleet| first.and_then(|id| fleet.instances.get(&id).cloned()));
     let made =
         made.ok_or_else(|| Fault::new(StatusCode::CONFLICT, "The server was deleted while it was made."))?;
+    let groups = app.ledger.read(|fleet| names_of(fleet, &made.security_groups));
     let href = asked.links.to(&format!("/compute/v2.1/servers/{}", made.id));
     let body = json!({ "server": {
         "id": made.id,
         "links": view::links(&asked, &made),
         "OS-DCF:diskConfig": "MANUAL",
-        "security_groups": [],
+        "security_groups": groups,
     } });
     let location: [(HeaderName, String); 1] = [(LOCATION, href)];
     Ok((StatusCode::ACCEPTED, location, Json(body)).into_response())
@@ -141,6 +144,7 @@ fn read(asked: &Asked, body: Value) -> Answer<Wish> {
         image,
         flavor,
         networks: networks(asked, &mut a)?,
+        security_groups: group_names(&mut a)?,
         count: count(&mut a)?,
         key: a.text("key_name")?,
         metadata,
@@ -161,7 +165,6 @@ fn read(asked: &Asked, body: Value) -> Answer<Wish> {
 }
 
 fn refuse_unbuilt(asked: &Asked, a: &mut Attributes) -> Answer<()> {
-    a.inert("security_groups", &[json!([])])?;
     a.inert("OS-DCF:diskConfig", &[json!("MANUAL")])?;
     a.inert("accessIPv4", &[json!("")])?;
     a.inert("accessIPv6", &[json!("")])?;
@@ -366,6 +369,7 @@ fn resolve(fleet: &Fleet, caller: &Caller, wish: Wish) -> Answer<(NewInstance, u
             "A port or fixed_ip belongs to one server; ask for several servers without.",
         ));
     }
+    let security_groups = find_groups(fleet, caller, &wish.security_groups)?;
     let wanted_host = wish.place.host.map(|name| find_host(fleet, &name)).transpose()?;
     let new = NewInstance {
         name: wish.name,
@@ -375,6 +379,7 @@ fn resolve(fleet: &Fleet, caller: &Caller, wish: Wish) -> Answer<(NewInstance, u
         flavor: flavor.clone(),
         image,
         nics,
+        security_groups,
         key,
         metadata: wish.metadata,
         user_data: wish.user_data,
@@ -383,6 +388,63 @@ fn resolve(fleet: &Fleet, caller: &Caller, wish: Wish) -> Answer<(NewInstance, u
         hints: wish.hints,
     };
     Ok((new, wish.count))
+}
+
+/// Names or ids of the security groups of a body.
+fn group_names(a: &mut Attributes) -> Answer<Vec<String>> {
+    let name = |item| {
+        let mut group = Attributes::of(item, "security_groups")?;
+        let name = group.required_text("name")?;
+        group.finish()?;
+        Ok(name)
+    };
+    a.list("security_groups")?.unwrap_or_default().into_iter().map(name).collect()
+}
+
+/// The caller's security group of that id or name.
+///
+/// # Errors
+/// 400: there is none, or several have the name.
+pub(super) fn find_group(fleet: &Fleet, caller: &Caller, key: &str) -> Answer<SecurityGroupId> {
+    let own: Vec<_> = fleet.security_groups.values().filter(|g| g.project == caller.project).collect();
+    if let Some(group) = key.parse().ok().and_then(|id| own.iter().find(|g| g.id == id)) {
+        return Ok(group.id);
+    }
+    match own.iter().filter(|g| g.name == key).collect::<Vec<_>>().as_slice() {
+        [group] => Ok(group.id),
+        [] => {
+            Err(Fault::bad_request(format!("Security group {key} not found for project {}.", caller.project)))
+        }
+        _ => Err(Fault::new(
+            StatusCode::CONFLICT,
+            format!("Multiple security groups found matching '{key}'. Use an ID to be more specific."),
+        )),
+    }
+}
+
+fn find_groups(fleet: &Fleet, caller: &Caller, keys: &[String]) -> Answer<Vec<SecurityGroupId>> {
+    let mut groups = Vec::new();
+    for key in keys {
+        // Before the project has its default group, its name asks for what happens anyway.
+        let missing = fleet.security_groups.values().all(|g| g.project != caller.project || !g.is_default);
+        if key == DEFAULT && missing {
+            continue;
+        }
+        let group = find_group(fleet, caller, key)?;
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
+    Ok(groups)
+}
+
+/// Groups as servers' bodies name them; none named is the default group.
+pub(super) fn names_of(fleet: &Fleet, groups: &[SecurityGroupId]) -> Vec<Value> {
+    if groups.is_empty() {
+        return vec![json!({ "name": DEFAULT })];
+    }
+    let groups = groups.iter().filter_map(|id| fleet.security_groups.get(id));
+    groups.map(|group| json!({ "name": group.name })).collect()
 }
 
 fn find_image<'a>(fleet: &'a Fleet, caller: &Caller, id: &str) -> Answer<&'a Image> {

@@ -241,6 +241,10 @@ pub(super) fn server(app: &App, fleet: &Fleet, asked: &Asked, instance: &Instanc
     set("key_name", json!(instance.key.as_ref().map(|(name, _)| name)));
     set("config_drive", "True".into());
     set("os-extended-volumes:volumes_attached", json!([]));
+    let groups = security_groups(fleet, instance);
+    if !groups.is_empty() {
+        set("security_groups", groups.into());
+    }
     set("OS-EXT-AZ:availability_zone", zone(fleet, instance).into());
     set("OS-EXT-STS:vm_state", vm_state(instance).into());
     set("OS-EXT-STS:task_state", json!(task_state(instance)));
@@ -251,6 +255,15 @@ pub(super) fn server(app: &App, fleet: &Fleet, asked: &Asked, instance: &Instanc
         administrators_view(app, fleet, asked, instance, host, &mut view);
     }
     view
+}
+
+/// Names of the security groups of the instance's ports.
+fn security_groups(fleet: &Fleet, instance: &Instance) -> Vec<Value> {
+    let ports = fleet.ports_of(instance.id);
+    let ids: std::collections::BTreeSet<_> =
+        ports.into_iter().flat_map(|p| p.security_groups.iter().flatten()).collect();
+    let groups = ids.into_iter().filter_map(|id| fleet.security_groups.get(id));
+    groups.map(|group| json!({ "name": group.name })).collect()
 }
 
 fn administrators_view(

@@ -7,19 +7,23 @@ use axum::response::Json;
 use serde_json::{Value, json};
 
 /// Alias and what it says.
-const EXTENSIONS: [(&str, &str); 16] = [
+const EXTENSIONS: [(&str, &str); 20] = [
     ("agent", "Hosts and their agents are listed"),
+    ("allowed-address-pairs", "Ports may send from more addresses than their own"),
     ("binding", "Ports tell the host they are plugged in on"),
     ("external-net", "Networks tell whether they lead outside; none does"),
     ("filter-validation", "A filter that is not known is refused"),
     ("net-mtu", "Networks tell their MTU"),
     ("net-mtu-writable", "A network's MTU may be set"),
     ("pagination", "Lists may be asked for page by page"),
+    ("port-security", "Ports send from their own addresses only, unless told otherwise"),
     ("project-id", "Owners are told as project_id"),
-    ("provider", "Networks tell their VXLAN number to administrators"),
+    ("provider", "Networks tell administrators what carries them"),
     ("quota_details", "Quotas tell what is used"),
-    ("quotas", "Quotas are told; there is no limit"),
+    ("quotas", "Quotas are told; only security groups have a limit"),
+    ("security-group", "Rules say what may pass at ports"),
     ("sorting", "Lists may be sorted"),
+    ("stateful-security-group", "Security groups may be stateless"),
     ("standard-attr-description", "Everything has a description"),
     ("standard-attr-revisions", "Everything counts its changes"),
     ("standard-attr-tag", "Everything has tags"),

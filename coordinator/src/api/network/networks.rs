@@ -32,6 +32,7 @@ const COLLECTION: Collection = Collection {
         "router:external",
         "mtu",
         "subnets",
+        "port_security_enabled",
         "provider:network_type",
         "provider:physical_network",
         "provider:segmentation_id",
@@ -58,6 +59,7 @@ fn view(fleet: &Fleet, network: &Network, caller: &Caller) -> Value {
         "shared": network.shared,
         "router:external": false,
         "mtu": network.mtu,
+        "port_security_enabled": network.port_security,
         "subnets": subnets,
         "tags": network.tags,
         "created_at": time_text(network.created_at),
@@ -123,7 +125,6 @@ pub(super) async fn show(
 /// Attributes of other networks than ours, which may be named where they ask for nothing.
 fn refuse_unbuilt(a: &mut Attributes) -> Answer<()> {
     a.inert("router:external", &[json!(false)])?;
-    a.inert("port_security_enabled", &[json!(false)])?;
     a.inert("availability_zone_hints", &[json!([])])?;
     a.inert("is_default", &[json!(false)])?;
     a.inert("vlan_transparent", &[json!(false)])?;
@@ -187,6 +188,7 @@ fn make(
     refuse_unbuilt(&mut a)?;
     let (segment, vni) = segment(&mut a)?;
     let new = NewNetwork {
+        port_security: a.flag("port_security_enabled")?.unwrap_or(true),
         project: owner(caller, &mut a)?,
         name: a.text("name")?.unwrap_or_default(),
         description: a.text("description")?.unwrap_or_default(),
@@ -240,6 +242,7 @@ pub(super) async fn update(
         shared: a.flag("shared")?,
         admin_state_up: a.flag("admin_state_up")?,
         mtu: mtu.map_err(|_| Fault::bad_request("mtu is too large."))?,
+        port_security: a.flag("port_security_enabled")?,
         tags: None,
     };
     a.finish()?;

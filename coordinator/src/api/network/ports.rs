@@ -1,7 +1,7 @@
 //! Ports.
 
 use super::list::{Collection, answer, with_fields};
-use super::{admin_only, created, decide_all, items, networks, owner, tags_of};
+use super::{admin_only, created, decide_all, items, networks, owner, security_groups, tags_of};
 use crate::addresses::AddressWish;
 use crate::api::attributes::{Attributes, time_text};
 use crate::api::context::{Body, Caller, Links, Params};
@@ -16,7 +16,10 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{Json, Response};
 use godwit_protocol::id::{HostId, NetworkId, PortId};
+use godwit_protocol::port::Mac;
+use ipnet::IpNet;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 
 const COLLECTION: Collection = Collection {
     name: "ports",
@@ -29,6 +32,8 @@ const COLLECTION: Collection = Collection {
         "network_id",
         "mac_address",
         "fixed_ips",
+        "security_groups",
+        "port_security_enabled",
         "device_id",
         "device_owner",
         "admin_state_up",
@@ -46,6 +51,12 @@ const ADMIN_KEYS: [&str; 2] = ["binding:host_id", "binding:profile"];
 
 fn view(fleet: &Fleet, port: &Port, caller: &Caller) -> Value {
     let ips = port.fixed_ips.iter().map(|ip| json!({ "subnet_id": ip.subnet, "ip_address": ip.address }));
+    let pairs = port.allowed_pairs.iter().map(|(mac, range)| {
+        // A range of one is written as an address.
+        let alone = range.prefix_len() == range.max_prefix_len();
+        let range = if alone { range.addr().to_string() } else { range.to_string() };
+        json!({ "mac_address": mac, "ip_address": range })
+    });
     let mut view = json!({
         "id": port.id,
         "name": port.name,
@@ -60,6 +71,9 @@ fn view(fleet: &Fleet, port: &Port, caller: &Caller) -> Value {
         "admin_state_up": port.admin_state_up,
         "status": status(fleet, port),
         "binding:vnic_type": "normal",
+        "port_security_enabled": port.port_security,
+        "security_groups": port.security_groups.as_deref().unwrap_or_default(),
+        "allowed_address_pairs": pairs.collect::<Vec<_>>(),
         "tags": port.tags,
         "created_at": time_text(port.created_at),
         "updated_at": time_text(port.updated_at),
@@ -156,13 +170,46 @@ fn refuse_unbuilt(a: &mut Attributes) -> Answer<()> {
     a.inert("admin_state_up", &[json!(true)])?;
     a.inert("binding:vnic_type", &[json!("normal")])?;
     a.inert("binding:profile", &[json!({})])?;
-    a.inert("security_groups", &[json!([])])?;
-    a.inert("port_security_enabled", &[json!(false)])?;
-    a.inert("allowed_address_pairs", &[json!([])])?;
     a.inert("extra_dhcp_opts", &[json!([])])?;
     a.inert("qos_policy_id", &[])?;
     a.inert("dns_name", &[json!("")])?;
     a.inert("dns_domain", &[json!("")])
+}
+
+/// Pairs of a body: an address or a range, perhaps with an Ethernet address.
+fn pairs(a: &mut Attributes) -> Answer<Option<Vec<(Option<Mac>, IpNet)>>> {
+    let Some(items) = a.list("allowed_address_pairs")? else {
+        // Null asks for none.
+        return Ok(None);
+    };
+    let pair = |item| {
+        let mut pair = Attributes::of(item, "allowed_address_pairs")?;
+        let mac = pair.parsed("mac_address", "an Ethernet address")?;
+        let text = pair.text("ip_address")?.ok_or_else(|| {
+            Fault::bad_request("AllowedAddressPair must contain ip_address.")
+                .named("AllowedAddressPairsMissingIP")
+        })?;
+        pair.finish()?;
+        let lone = text.parse::<IpAddr>().ok().map(IpNet::from);
+        let range = lone.or_else(|| text.parse().ok());
+        let range = range.ok_or_else(|| {
+            Fault::bad_request(format!(
+                "'{text}' is neither a valid IP address, nor is it a valid IP subnet."
+            ))
+        })?;
+        Ok((mac, range))
+    };
+    items.into_iter().map(pair).collect::<Answer<_>>().map(Some)
+}
+
+/// Security groups of a body, by id.
+fn groups(
+    fleet: &Fleet,
+    caller: &Caller,
+    a: &mut Attributes,
+) -> Answer<Option<Vec<godwit_protocol::id::SecurityGroupId>>> {
+    let ids: Option<Vec<String>> = a.parsed_list("security_groups", "a security group's id")?;
+    ids.map(|ids| security_groups::all(fleet, caller, &ids)).transpose()
 }
 
 fn make(fleet: &Fleet, caller: &Caller, mut a: Attributes) -> Answer<(Vec<Change>, Port)> {
@@ -180,6 +227,9 @@ fn make(fleet: &Fleet, caller: &Caller, mut a: Attributes) -> Answer<(Vec<Change
         device_id: a.text("device_id")?.unwrap_or_default(),
         device_owner: a.text("device_owner")?.unwrap_or_default(),
         host: host(fleet, &mut a)?.flatten(),
+        port_security: a.flag("port_security_enabled")?,
+        allowed_pairs: pairs(&mut a)?.unwrap_or_default(),
+        security_groups: groups(fleet, caller, &mut a)?,
     };
     a.finish()?;
     Ok(port::create(fleet, new, now())?)
@@ -225,6 +275,9 @@ pub(super) async fn update(
                 device_id: a.text("device_id")?,
                 device_owner: a.text("device_owner")?,
                 host: host(fleet, &mut a)?,
+                port_security: a.flag("port_security_enabled")?,
+                allowed_pairs: pairs(&mut a)?,
+                security_groups: groups(fleet, &caller, &mut a)?,
                 tags: None,
             };
             a.finish()?;

@@ -1,8 +1,10 @@
-//! Quotas: there are none, so every limit is -1, and what is used is counted.
+//! Quotas: what is bounded and what is used. A limit of -1 is none.
 
 use crate::api::context::Caller;
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
+use crate::verbs::security_group::MAX_GROUPS;
+use crate::verbs::security_rule::MAX_IN_GROUP;
 use axum::extract::{Path, State};
 use axum::response::Json;
 use godwit_protocol::id::ProjectId;
@@ -11,7 +13,10 @@ use serde_json::{Value, json};
 /// GET /quotas/{project}.
 pub(super) async fn show(caller: Caller, Path(project): Path<String>) -> Answer<Json<Value>> {
     check(&caller, &project)?;
-    Ok(Json(json!({ "quota": { "network": -1, "subnet": -1, "port": -1 } })))
+    Ok(Json(json!({ "quota": {
+        "network": -1, "subnet": -1, "port": -1,
+        "security_group": MAX_GROUPS, "security_group_rule": MAX_GROUPS * MAX_IN_GROUP,
+    } })))
 }
 
 /// GET /quotas/{project}/details.
@@ -28,6 +33,16 @@ pub(super) async fn details(
             "network": used(fleet.networks.values().filter(|n| Some(n.project) == id).count()),
             "subnet": used(fleet.subnets.values().filter(|s| Some(s.project) == id).count()),
             "port": used(fleet.ports.values().filter(|p| Some(p.project) == id).count()),
+            "security_group": {
+                "limit": MAX_GROUPS,
+                "used": fleet.security_groups.values().filter(|g| Some(g.project) == id).count(),
+                "reserved": 0,
+            },
+            "security_group_rule": {
+                "limit": MAX_GROUPS * MAX_IN_GROUP,
+                "used": fleet.security_rules.values().filter(|r| Some(r.project) == id).count(),
+                "reserved": 0,
+            },
         })
     });
     Ok(Json(json!({ "quota": quota })))

@@ -41,6 +41,9 @@ const COLLECTION: Collection = Collection {
     ],
 };
 
+/// How an IPv6 guest gets its address from DHCP. There are no router advertisements here that could tell it so.
+const STATEFUL: &str = "dhcpv6-stateful";
+
 const ADDRESS: &str = "an IP address";
 
 fn view(subnet: &Subnet) -> Value {
@@ -62,7 +65,7 @@ fn view(subnet: &Subnet) -> Value {
         "host_routes": routes.collect::<Vec<_>>(),
         "enable_dhcp": subnet.dhcp,
         "ipv6_ra_mode": null,
-        "ipv6_address_mode": null,
+        "ipv6_address_mode": (subnet.dhcp && subnet.cidr.addr().is_ipv6()).then_some(STATEFUL),
         "subnetpool_id": null,
         "tags": subnet.tags,
         "created_at": time_text(subnet.created_at),
@@ -163,7 +166,7 @@ fn refuse_unbuilt(a: &mut Attributes) -> Answer<()> {
     a.inert("use_default_subnetpool", &[json!(false)])?;
     a.inert("prefixlen", &[])?;
     a.inert("ipv6_ra_mode", &[])?;
-    a.inert("ipv6_address_mode", &[])?;
+    a.inert("ipv6_address_mode", &[json!(STATEFUL)])?;
     a.inert("segment_id", &[])?;
     a.inert("service_types", &[json!([])])?;
     a.inert("dns_publish_fixed_ip", &[json!(false)])
@@ -196,7 +199,7 @@ fn make(fleet: &Fleet, caller: &Caller, mut a: Attributes) -> Answer<(Vec<Change
         pools: pools(&mut a)?,
         dns: a.parsed_list("dns_nameservers", ADDRESS)?.unwrap_or_default(),
         routes: routes(&mut a)?.unwrap_or_default(),
-        dhcp: a.flag("enable_dhcp")?.unwrap_or(false),
+        dhcp: a.flag("enable_dhcp")?.unwrap_or(true),
     };
     a.finish()?;
     Ok(subnet::create(fleet, new, now())?)
@@ -244,12 +247,15 @@ pub(super) async fn update(
 }
 
 async fn apply(app: &Shared, caller: &Caller, id: &str, change: SubnetUpdate) -> Answer<Subnet> {
-    app.ledger
+    let changed = app
+        .ledger
         .change(|fleet| {
             let id = own(fleet, caller, id)?.id;
             subnet::update(fleet, id, change, now()).map_err(Fault::from)
         })
-        .await
+        .await?;
+    app.l2_changed(changed.network);
+    Ok(changed)
 }
 
 /// DELETE /subnets/{id}.

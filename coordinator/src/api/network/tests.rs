@@ -35,7 +35,7 @@ fn names(object: &Value) -> BTreeSet<&str> {
     object.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
-const NETWORK: [&str; 15] = [
+const NETWORK: [&str; 16] = [
     "id",
     "name",
     "description",
@@ -46,6 +46,7 @@ const NETWORK: [&str; 15] = [
     "shared",
     "router:external",
     "mtu",
+    "port_security_enabled",
     "subnets",
     "tags",
     "created_at",
@@ -143,7 +144,16 @@ async fn what_cannot_be_is_refused_with_the_reason() {
         (port(ips("10.7.0.1")), 400, "no usable address"),
         (port(json!({ "mac_address": "fa:16:3e:00:00:05" })), 409, "in use"),
         (port(json!({ "mac_address": "ff:ff:ff:ff:ff:ff" })), 400, "NIC"),
-        (port(json!({ "security_groups": ["x"] })), 400, "not supported"),
+        (port(json!({ "security_groups": ["x"] })), 404, "SecurityGroupNotFound"),
+        (port(json!({ "allowed_address_pairs": [{}] })), 400, "ip_address"),
+        (port(json!({ "allowed_address_pairs": [{ "ip_address": "no" }] })), 400, "IP subnet"),
+        (
+            port(
+                json!({ "port_security_enabled": false, "allowed_address_pairs": [{ "ip_address": "1.2.3.4" }] }),
+            ),
+            409,
+            "Port Security must be enabled",
+        ),
         (port(json!({ "network_id": "n" })), 404, "NetworkNotFound"),
     ] {
         let (status, text) = scene.refusal(Method::POST, path, body.clone()).await;
@@ -283,13 +293,13 @@ async fn agents_extensions_and_quotas_are_told_truthfully() {
         let path = format!("/extensions/{}", extension["alias"].as_str().unwrap());
         assert_eq!(scene.net(As::Admin, Method::GET, &path, Value::Null).await.status, 200);
     }
-    for absent in ["security-group", "router", "Availability%20Zone", "tag-ports-during-bulk-creation"] {
+    for absent in ["address-group", "router", "Availability%20Zone", "tag-ports-during-bulk-creation"] {
         let path = format!("/extensions/{absent}");
         assert_eq!(scene.net(As::Admin, Method::GET, &path, Value::Null).await.status, 404, "{absent}");
     }
-    let answer = scene.net(As::Admin, Method::GET, "/security-groups?fields=id", Value::Null).await;
+    let answer = scene.net(As::Admin, Method::GET, "/routers?fields=id", Value::Null).await;
     assert_eq!(answer.status, 404);
-    assert!(answer.json().to_string().contains("no security groups here"), "{:?}", answer.json());
+    assert!(answer.json().to_string().contains("no routers here"), "{:?}", answer.json());
     let project = scene.api.admin.1;
     let quota =
         scene.net(As::Admin, Method::GET, &format!("/quotas/{project}/details"), Value::Null).await.json();

@@ -47,10 +47,12 @@ fn tables(fleet: &Fleet, network: &Network, config: &Config) -> Value {
             "host": host.name,
             "vtep": host.inventory.as_ref().map(|i| i.underlay.address),
             "agrees": agrees(wanted.as_ref(), reported),
+            "generation": reported.and_then(|r| r.generation),
             "wanted": wanted.as_ref().map(|w| json!({
                 "ports": w.ports,
                 "forwarding": w.forwarding,
                 "flood": w.flood,
+                "groups": w.groups,
             })),
             "reported": reported.map(|r| json!({
                 "forwarding": r.forwarding.iter().map(|(mac, vtep)| json!({ "mac": mac, "vtep": vtep }))

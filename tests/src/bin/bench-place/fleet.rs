@@ -330,6 +330,7 @@ fn flavors(cells: u32) -> Vec<Flavor> {
 fn instance(flavor: &Flavor, number: u128) -> Instance {
     let id = InstanceId(Uuid::from_u128(0xb << 120 | number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     Instance {
+        security_groups: Vec::new(),
         id,
         name: format!("server-{number}"),
         description: None,
@@ -418,6 +419,7 @@ fn inventory(cells: u32) -> Inventory {
         }
     };
     Inventory {
+        physical_networks: Vec::new(),
         hostname: String::new(),
         agent_version: String::new(),
         kernel: String::new(),
@@ -431,7 +433,6 @@ fn inventory(cells: u32) -> Inventory {
         },
         cells: (0..cells).map(cell).collect(),
         reserved_memory_bytes: 4 << 30,
-        physical_networks: vec![],
         links: Vec::new(),
         underlay: Underlay { link: "eth0".to_owned(), address: [127, 0, 0, 1].into(), mtu: 9000 },
         migration_address: None,

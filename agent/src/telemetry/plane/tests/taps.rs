@@ -36,6 +36,8 @@ struct Site {
 
 fn port(number: u8) -> LocalPort {
     LocalPort {
+        rules: None,
+        leases: vec![],
         port: PortId(Uuid::from_u128(u128::from(number) << 120)),
         mac: Mac([0xfa, 0x16, 0x3e, 0, 0, number]),
         addresses: vec![ip(&format!("10.0.0.{number}")), ip(&format!("fd00::{number}"))],
@@ -48,6 +50,7 @@ fn wanted(number: u8) -> NetworkWanted {
     let other = port(3 - number);
     let vtep = ip(&format!("198.18.0.1{}", 3 - number));
     NetworkWanted {
+        groups: vec![],
         network: NetworkId(Uuid::from_u128(7)),
         vni: VNI,
         carrier: Carrier::Vxlan,

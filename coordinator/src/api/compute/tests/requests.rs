@@ -111,7 +111,7 @@ async fn what_a_creation_names_and_cannot_have_is_refused_before_anything_is_mad
         (&[("block_device_mapping_v2", volume)], "Volumes are not supported"),
         (&[("block_device_mapping_v2", grown)], "Volumes are not supported"),
         (&[("block_device_mapping", old)], "Volumes are not supported"),
-        (&[("security_groups", json!([{ "name": "default" }]))], "security_groups"),
+        (&[("security_groups", json!([{ "name": "mine" }]))], "Security group mine not found"),
         (&[("tags", json!(["a"]))], "tags"),
         (&[("colour", json!("red"))], "colour"),
         (&[("metadata", json!({ "a": 1 }))], "'a'"),

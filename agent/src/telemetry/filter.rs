@@ -1,0 +1,387 @@
+//! Security groups: the programs on guests' taps that let pass what rules allow, and what each is told.
+
+mod collector;
+mod entries;
+mod requests;
+#[cfg(test)]
+mod tests;
+
+pub use collector::FilterCollector;
+pub use requests::{Question, Requests};
+
+use super::TelemetryError;
+use super::attachment::Place;
+use super::pins::{Layout, Pins};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, Map, MapData, MapError, MapType, PerCpuHashMap};
+use aya::programs::tc::{SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use entries::{Direction, Wish};
+use godwit_ebpf_common::filter::{
+    CONNECTIONS_ENTRIES, CONNECTIONS_MAP, COUNTS_MAP, Connection, ConnectionKey, Counts, FILTERS_ENTRIES,
+    FILTERS_MAP, FRAGMENTS_MAP, FROM_PROGRAM, Filter, FilterKey, MEMBERS_ENTRIES, MEMBERS_MAP, Member,
+    REQUESTS_MAP, TO_PROGRAM,
+};
+use godwit_protocol::network::NetworkWanted;
+use godwit_protocol::port::tap_name;
+use nix::net::if_::if_nametoindex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The programs, as agent/build.rs built them.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter"));
+
+/// The program of each side of a tap, as the host sees it.
+const SIDES: [(&str, TcAttachType); 2] =
+    [(FROM_PROGRAM, TcAttachType::Ingress), (TO_PROGRAM, TcAttachType::Egress)];
+
+/// What the name of a tap's pins begins with, behind it the tap and the program.
+const PREFIX: &str = "filter_tap_";
+
+/// How long a guest that came from another host may go on with connections that it had, in nanoseconds.
+const ARRIVAL_NS: u64 = 300_000_000_000;
+
+/// Most entries of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Connections of all guests of the host; the ones longest unused make place for new ones.
+    pub connections: u32,
+    /// Addresses of members of security groups, in all networks of the host.
+    pub members: u32,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { connections: CONNECTIONS_ENTRIES, members: MEMBERS_ENTRIES }
+    }
+}
+
+/// The filter of one host's ports. Dropping it leaves everything attached.
+pub struct PortFilter {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    pins: Pins,
+    ebpf: Ebpf,
+    filters: HashMap<MapData, FilterKey, Filter>,
+    members: LpmTrie<MapData, Member, u32>,
+    connections: HashMap<MapData, ConnectionKey, Connection>,
+    counts: PerCpuHashMap<MapData, FilterKey, Counts>,
+    /// What taps are to let pass, with their network's number.
+    wanted: BTreeMap<String, (u32, Wish)>,
+    /// What is in the map of members.
+    told: BTreeSet<(Member, u32)>,
+    /// The newest number of a state of rules.
+    epoch: u32,
+    /// Members that had no room; they are refused what their group allows.
+    refused: u64,
+}
+
+impl PortFilter {
+    /// Loads the programs. Where an agent before has attached its own, they are exchanged, without a packet in
+    /// between, and connections go on.
+    ///
+    /// # Errors
+    /// There is no BPF file system, or the kernel refuses.
+    pub fn open(bpffs: &Path, room: Room) -> Result<Self, TelemetryError> {
+        let pins = Pins::open(bpffs)?;
+        let maps = maps(room);
+        let mut loader = EbpfLoader::new();
+        for (name, pin, layout) in &maps {
+            if let Some(layout) = layout {
+                pins.make_way(pin, layout)?;
+                // Nothing is carried over: rules are written anew, and connections opened anew.
+                pins.remove_aside(pin)?;
+            }
+            loader.map_pin_path(*name, pins.path(pin));
+        }
+        loader.map_max_entries(CONNECTIONS_MAP, room.connections).map_max_entries(MEMBERS_MAP, room.members);
+        let mut ebpf = loader.load(OBJECT).map_err(|error| TelemetryError::Object(Box::new(error)))?;
+        let filters: HashMap<_, FilterKey, Filter> = take_map(&mut ebpf, FILTERS_MAP)?;
+        let members: LpmTrie<_, Member, u32> = take_map(&mut ebpf, MEMBERS_MAP)?;
+        let connections = take_map(&mut ebpf, CONNECTIONS_MAP)?;
+        let counts = take_map(&mut ebpf, COUNTS_MAP)?;
+        let read = |error| map_error(MEMBERS_MAP, error);
+        let told = members.keys().map(|key| key.map(|key| (key.data(), key.prefix_len())).map_err(read));
+        let told = told.collect::<Result<_, _>>()?;
+        let epoch = filters.iter().filter_map(Result::ok).map(|(_, filter)| filter.epoch).max().unwrap_or(0);
+        for (name, _) in SIDES {
+            // Both before either is attached: a kernel that refuses one must not be left with the other.
+            program(&mut ebpf, name)?.load().map_err(|error| program_error(name, "loaded", error))?;
+        }
+        let (wanted, refused) = (BTreeMap::new(), 0);
+        let inner = Inner { pins, ebpf, filters, members, connections, counts, wanted, told, epoch, refused };
+        Ok(Self { inner: Mutex::new(inner) })
+    }
+
+    /// Puts these programs in the place of those that an earlier agent has pinned. To be called when the earlier
+    /// agent's networks are wanted again: new programs let nothing pass at a port that has no rules.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn adopt(&self) -> Result<(), TelemetryError> {
+        let mut inner = self.lock();
+        let Inner { pins, ebpf, .. } = &mut *inner;
+        for pin in pins.list(PREFIX)? {
+            let Some((tap, name, side)) = parse(&pin) else { continue };
+            let place = Place { program: name, link: &tap, side, pin: &pin };
+            place.adopt(program(ebpf, name)?, pins)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the ports of a network to what is wanted of them.
+    ///
+    /// # Errors
+    /// The kernel refuses; the next call goes on from there.
+    pub fn ensure(&self, wanted: &NetworkWanted) -> Result<(), TelemetryError> {
+        let inner = &mut *self.lock();
+        let ports =
+            wanted.ports.iter().map(|port| (tap_name(port.port), (wanted.vni, Wish::of(wanted.vni, port))));
+        inner.wanted.retain(|_, (vni, _)| *vni != wanted.vni);
+        inner.wanted.extend(ports);
+        // Who belongs to a group comes before the rules that name it, and goes after.
+        let members = entries::members(wanted);
+        inner.tell(&members)?;
+        let outcome = inner.refresh();
+        inner.forget_members(wanted.vni, &members)?;
+        outcome
+    }
+
+    /// Forgets a network.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove(&self, vni: u32) -> Result<(), TelemetryError> {
+        let inner = &mut *self.lock();
+        inner.wanted.retain(|_, (other, _)| *other != vni);
+        inner.forget_members(vni, &BTreeSet::new())?;
+        inner.refresh()
+    }
+
+    /// Looks at the taps that are there: attaches what is missing, forgets what is gone.
+    pub fn refresh(&self) {
+        if let Err(error) = self.lock().refresh() {
+            tracing::error!("a port is not filtered as wanted: {}", crate::hypervisor::chain(&error));
+        }
+    }
+
+    /// Writes a port for a link that is no tap, as tests have it.
+    #[cfg(test)]
+    fn set_port(&self, index: u32, vni: u32, port: &godwit_protocol::network::LocalPort) {
+        let inner = &mut *self.lock();
+        inner.epoch += 1;
+        inner.write(index, &Wish::of(vni, port), inner.epoch).expect("there is room");
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn tell(&mut self, members: &BTreeSet<(Member, u32)>) -> Result<(), TelemetryError> {
+        for (member, bits) in members.difference(&self.told.clone()) {
+            match self.members.insert(&Key::new(*bits, *member), 1, 0) {
+                Ok(()) => drop(self.told.insert((*member, *bits))),
+                Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOSPC) => {
+                    self.refused += 1;
+                    tracing::error!(
+                        "a member of a security group has no room: raise `members` in agent.toml"
+                    );
+                }
+                Err(error) => return Err(map_error(MEMBERS_MAP, error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_members(&mut self, vni: u32, members: &BTreeSet<(Member, u32)>) -> Result<(), TelemetryError> {
+        let stale: Vec<(Member, u32)> = self
+            .told
+            .iter()
+            .filter(|entry| entry.0.vni == vni && !members.contains(entry))
+            .copied()
+            .collect();
+        if stale.is_empty() {
+            return Ok(());
+        }
+        for (member, bits) in stale {
+            gone(MEMBERS_MAP, self.members.remove(&Key::new(bits, member)))?;
+            self.told.remove(&(member, bits));
+        }
+        // Connections that a member opened are looked at again.
+        self.epoch += 1;
+        let taps: Vec<(String, Wish)> = self
+            .wanted
+            .iter()
+            .filter(|(_, (v, _))| *v == vni)
+            .map(|(tap, (_, w))| (tap.clone(), w.clone()))
+            .collect();
+        for (tap, wish) in taps {
+            if let Ok(index) = if_nametoindex(tap.as_str()) {
+                self.write(index, &wish, self.epoch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A port that cannot be set up does not keep others from it; the first reason is told.
+    fn refresh(&mut self) -> Result<(), TelemetryError> {
+        let mut failed = None;
+        for (tap, (_, wish)) in self.wanted.clone() {
+            if let Ok(index) = if_nametoindex(tap.as_str())
+                && let Err(error) = self.set_up(&tap, index, &wish)
+                // Gone meanwhile: then there is nothing to set up.
+                && if_nametoindex(tap.as_str()).is_ok()
+            {
+                failed.get_or_insert(error);
+            }
+        }
+        self.forget_gone()?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn set_up(&mut self, tap: &str, index: u32, wish: &Wish) -> Result<(), TelemetryError> {
+        let is_same = |direction: Direction| {
+            let found = self.filters.get(&FilterKey { link: index, direction: direction.number() }, 0);
+            found.is_ok_and(|found| wish.agrees(&found, direction))
+        };
+        if !Direction::ALL.into_iter().all(is_same) {
+            self.epoch += 1;
+            self.write(index, wish, self.epoch)?;
+        }
+        for (name, side) in SIDES {
+            let pin = format!("{PREFIX}{tap}_{name}");
+            let place = Place { program: name, link: tap, side, pin: &pin };
+            let loaded = program(&mut self.ebpf, name)?;
+            let info = loaded.info().map_err(|error| program_error(name, "inspected", error))?;
+            if !place.holds(&info)? {
+                // What a guest sends is filtered after its sender was checked, what it gets before it is counted.
+                let order = match side {
+                    TcAttachType::Egress => LinkOrder::first(),
+                    _ => LinkOrder::last(),
+                };
+                place.ensure_in(loaded, &self.pins, order)?;
+                tracing::debug!(tap, program = name, "attached");
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes both directions of a port. A port that is new here has just arrived.
+    fn write(&mut self, index: u32, wish: &Wish, epoch: u32) -> Result<(), TelemetryError> {
+        let key = |direction: Direction| FilterKey { link: index, direction: direction.number() };
+        let known = self.filters.get(&key(Direction::Ingress), 0).ok();
+        let arrival_ends_ns =
+            known.map_or_else(|| monotonic_ns() + ARRIVAL_NS, |known| known.arrival_ends_ns);
+        for direction in Direction::ALL {
+            let filter = Filter { arrival_ends_ns, epoch, ..wish.filter(direction) };
+            self.filters.insert(key(direction), filter, 0).map_err(|error| map_error(FILTERS_MAP, error))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what belongs to taps that are not there any more.
+    fn forget_gone(&mut self) -> Result<(), TelemetryError> {
+        for pin in self.pins.list(PREFIX)? {
+            let tap = parse(&pin).map(|(tap, _, _)| tap).unwrap_or_default();
+            if if_nametoindex(tap.as_str()).is_err() {
+                self.pins.remove(&pin)?;
+            }
+        }
+        let is_gone = |key: &FilterKey| name_of(key.link).is_none();
+        let filters: Vec<FilterKey> = self.filters.keys().filter_map(Result::ok).filter(is_gone).collect();
+        if filters.is_empty() {
+            return Ok(());
+        }
+        for key in &filters {
+            gone(FILTERS_MAP, self.filters.remove(key))?;
+        }
+        let counts: Vec<FilterKey> = self.counts.keys().filter_map(Result::ok).filter(is_gone).collect();
+        for key in counts {
+            gone(COUNTS_MAP, self.counts.remove(&key))?;
+        }
+        // A link's number is not given again soon; still, what its guest had opened is not another's.
+        let links: BTreeSet<u32> = filters.iter().map(|key| key.link).collect();
+        let stale: Vec<ConnectionKey> =
+            self.connections.keys().filter_map(Result::ok).filter(|key| links.contains(&key.link)).collect();
+        for key in stale {
+            gone(CONNECTIONS_MAP, self.connections.remove(&key))?;
+        }
+        Ok(())
+    }
+}
+
+/// Each map's name, pin and, where another one cannot be adopted, layout.
+fn maps(room: Room) -> [(&'static str, &'static str, Option<Layout>); 6] {
+    fn layout<K, V>(name: &'static str, kind: MapType, entries: u32) -> Option<Layout> {
+        Some(Layout { name, kind, key_bytes: size_of::<K>(), value_bytes: size_of::<V>(), entries })
+    }
+    let filters = layout::<FilterKey, Filter>(FILTERS_MAP, MapType::Hash, FILTERS_ENTRIES);
+    let members = layout::<Key<Member>, u32>(MEMBERS_MAP, MapType::LpmTrie, room.members);
+    let connections =
+        layout::<ConnectionKey, Connection>(CONNECTIONS_MAP, MapType::LruHash, room.connections);
+    let counts = layout::<FilterKey, Counts>(COUNTS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES);
+    [
+        (FILTERS_MAP, "filters", filters),
+        (MEMBERS_MAP, "members", members),
+        (CONNECTIONS_MAP, "connections", connections),
+        (FRAGMENTS_MAP, "fragments", None),
+        (COUNTS_MAP, "filter_counts", counts),
+        (REQUESTS_MAP, requests::PIN, None),
+    ]
+}
+
+/// The tap, program and side of a pin.
+fn parse(pin: &str) -> Option<(String, &'static str, TcAttachType)> {
+    let rest = pin.strip_prefix(PREFIX)?;
+    SIDES.iter().find_map(|(program, side)| {
+        let tap = rest.strip_suffix(program)?.strip_suffix('_')?;
+        Some((tap.to_owned(), *program, *side))
+    })
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, TelemetryError> {
+    let program = ebpf.program_mut(name).ok_or(TelemetryError::Incomplete { name })?;
+    program.try_into().map_err(|error| program_error(name, "used", error))
+}
+
+fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, TelemetryError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(TelemetryError::Incomplete { name })?;
+    M::try_from(map).map_err(|error| map_error(name, error))
+}
+
+/// Removing what is not there is a success: an LRU map forgets by itself.
+fn gone(map: &'static str, outcome: Result<(), MapError>) -> Result<(), TelemetryError> {
+    match outcome {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other.map_err(|error| map_error(map, error)),
+    }
+}
+
+/// A link's name; none if it is gone, for which nix has an empty one.
+pub(crate) fn name_of(link: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(link).ok()?.into_string().ok()?;
+    Some(name).filter(|name| !name.is_empty())
+}
+
+fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}
+
+fn map_error(map: &'static str, source: MapError) -> TelemetryError {
+    TelemetryError::Map { map, source: Box::new(source) }
+}
+
+fn program_error(program: &'static str, action: &'static str, source: ProgramError) -> TelemetryError {
+    TelemetryError::Program { program, action, source: Box::new(source) }
+}
