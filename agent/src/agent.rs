@@ -3,14 +3,15 @@
 use crate::calls::{Answer, ProgressSink};
 use crate::crash::{self, Side};
 use crate::host::Host;
-use crate::hypervisor::{Cancel, DomainContext, Hypervisor};
+use crate::hypervisor::{Cancel, DomainContext, Hypervisor, chain};
 use crate::migration::Migrations;
 use crate::report::{Reporter, Told};
 use crate::reservations::ReserveError;
 use crate::state::State;
 use godwit_protocol::error::{ErrorKind, RequestError};
-use godwit_protocol::id::InstanceId;
+use godwit_protocol::id::{HostId, InstanceId};
 use godwit_protocol::instance::InstanceSpec;
+use godwit_protocol::migration::MigrationSource;
 use godwit_protocol::network::NetworkWanted;
 use godwit_protocol::request::{AgentReply, AgentRequest};
 use godwit_protocol::reservation::{Reservation, ReservePlan};
@@ -82,6 +83,8 @@ impl Agent {
             R::DefineInstance(spec) => self.define(spec)?,
             R::StartInstance(instance) => {
                 self.reservation(*instance)?;
+                pool.ensure()?;
+                pool.claim(*instance, self.host.id)?;
                 self.hypervisor.start(*instance)?;
                 self.look_at(*instance)?;
             }
@@ -93,17 +96,23 @@ impl Agent {
                 self.look_at(*instance)?;
             }
             R::PauseInstance { instance, paused } => self.hypervisor.pause(*instance, *paused)?,
-            R::RemoveInstance(instance) => self.hypervisor.remove(*instance)?,
+            R::RemoveInstance(instance) => {
+                self.hypervisor.remove(*instance)?;
+                pool.release(*instance, self.host.id)?;
+            }
             R::Console { instance, lines } => {
                 return Ok(AgentReply::Console(pool.console(*instance, *lines)?));
             }
             R::PrepareMigration(target) => {
                 self.holds(&target.spec)?;
-                let ready = self.migrations.prepare(target, &self.context()?)?;
+                pool.ensure()?;
+                let context = self.context(target.spec.instance)?;
+                let ready = self.migrations.prepare(target, &context)?;
                 return Ok(AgentReply::TargetReady(Box::new(ready)));
             }
             R::Migrate(source) => {
                 let outcome = self.migrations.migrate(source, &mut |p| progress.send(p))?;
+                self.hand_over(source);
                 return Ok(AgentReply::Migrated(outcome));
             }
             R::CancelMigration(migration) => self.migrations.cancel(*migration)?,
@@ -160,7 +169,17 @@ impl Agent {
     fn define(&self, spec: &InstanceSpec) -> Result<(), RequestError> {
         self.holds(spec)?;
         self.host.pool.write_config_drive(spec)?;
-        Ok(self.hypervisor.define(spec, &self.context()?)?)
+        Ok(self.hypervisor.define(spec, &self.context(spec.instance)?)?)
+    }
+
+    /// The disk follows the instance. When that fails the lease stays here, and is given back when the instance is
+    /// removed here, which is the migration's next step.
+    fn hand_over(&self, source: &MigrationSource) {
+        let target = source.target.server_name.split('.').next().and_then(|host| host.parse::<HostId>().ok());
+        let Some(target) = target else { return };
+        if let Err(error) = self.host.pool.hand_over(source.instance, self.host.id, target) {
+            tracing::warn!(instance = %source.instance, "the disk's lease stays here: {}", chain(&error));
+        }
     }
 
     /// What an instance holds here. Nothing is started that holds nothing.
@@ -181,9 +200,12 @@ impl Agent {
         Err(RequestError::new(ErrorKind::Conflict, text))
     }
 
-    fn context(&self) -> Result<DomainContext, RequestError> {
+    fn context(&self, instance: InstanceId) -> Result<DomainContext, RequestError> {
+        let pool = &self.host.pool;
         Ok(DomainContext {
             pool: self.host.config.pool.clone(),
+            base: pool.base(instance)?,
+            stop_on_error: pool.stops_guests(),
             cells: self.host.capacity()?.cells,
             memory_binding: self.host.config.memory_binding,
         })

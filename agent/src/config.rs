@@ -3,6 +3,7 @@
 use crate::hypervisor::{MemoryBinding, Virtualization};
 use crate::network::netlink::UnderlayChoice;
 use crate::state::{StateError, write_atomic};
+use crate::storage::{Disks, PoolPolicy, Share};
 use crate::telemetry::Capacity;
 use crate::telemetry::filter::Room;
 use serde::Deserialize;
@@ -109,6 +110,9 @@ struct Written {
     #[serde(deserialize_with = "parsed")]
     underlay_address: Option<IpAddr>,
     pool: Option<PathBuf>,
+    nfs: Option<Share>,
+    disks: Disks,
+    image_cache_mib: Option<u64>,
     libvirt: Option<String>,
     #[serde(deserialize_with = "parsed")]
     metrics_listen: Option<MetricsListen>,
@@ -149,6 +153,8 @@ pub struct Config {
     pub underlay: UnderlayChoice,
     /// The shared folder of images and instances.
     pub pool: PathBuf,
+    /// How the pool is reached and used.
+    pub pool_policy: PoolPolicy,
     /// libvirt's URI.
     pub libvirt: String,
     /// Where `/metrics` is.
@@ -189,6 +195,9 @@ impl Config {
             other => other.map_err(|source| ConfigError::Read { path: path.clone(), source })?,
         };
         let written = read(&path, &text)?;
+        if let Some(Err(message)) = written.nfs.as_ref().map(Share::check) {
+            return Err(ConfigError::Wrong { path, message: format!("[nfs] {message}") });
+        }
         let coordinator = written.coordinator.ok_or(ConfigError::NoCoordinator(path))?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -199,6 +208,11 @@ impl Config {
                 towards: Some(coordinator.ip()),
             },
             pool: written.pool.unwrap_or_else(|| "/srv/godwit".into()),
+            pool_policy: PoolPolicy {
+                share: written.nfs,
+                disks: written.disks,
+                cache_bytes: written.image_cache_mib.unwrap_or(20_480).saturating_mul(1 << 20),
+            },
             libvirt: written.libvirt.unwrap_or_else(|| "qemu:///system".to_owned()),
             metrics_listen: written
                 .metrics_listen
@@ -312,6 +326,12 @@ mod tests {
             ("reserved_memory_mib = -1", "-1"),
             ("physical_networks = { outside = \"no/link\" }", "no/link"),
             ("physical_networks = { a = \"eth1\", b = \"eth1\" }", "the same link eth1"),
+            ("disks = \"thin\"", "thin"),
+            ("[nfs]\nserver = \"a\"", "export"),
+            ("[nfs]\nserver = \"a b\"\nexport = \"/e\"", "server"),
+            ("[nfs]\nserver = \"a\"\nexport = \"/e\"\nversion = \"4\"", "version"),
+            ("[nfs]\nserver = \"a\"\nexport = \"/e\"\non_outage = \"soft\"", "softerr"),
+            ("[nfs]\nserver = \"a\"\nexport = \"/e\"\nfolder = \"/x\"", "folder"),
         ] {
             let error = load(&format!("coordinator = \"127.0.0.1:1\"\n{line}")).unwrap_err().to_string();
             assert!(error.contains(text), "{line}: {error}");
@@ -334,7 +354,9 @@ mod tests {
         let config = load(
             "coordinator = \"127.0.0.1:1\"\nunderlay_link = \"eth7\"\nunderlay_address = \"198.18.0.11\"\n\
              metrics_listen = \"unix:/run/m.sock\"\nshared_cpus = \"0-1,4\"\ndedicated_cpus = \"2\"\n\
-             memory_binding = \"none\"\nvirtualization = \"tcg\"\n",
+             memory_binding = \"none\"\nvirtualization = \"tcg\"\ndisks = \"overlay\"\nimage_cache_mib = 5\n\
+             [nfs]\nserver = \"fd00::7\"\nexport = \"/e\"\nversion = \"4.1\"\non_outage = \"hard\"\n\
+             options = [\"nconnect=4\"]\n",
         )
         .unwrap();
         assert_eq!(config.underlay.link.as_deref(), Some("eth7"));
@@ -344,6 +366,9 @@ mod tests {
         assert_eq!(config.dedicated_cpus, CpuSet(vec![2]));
         assert_eq!(config.memory_binding, MemoryBinding::None);
         assert_eq!(config.virtualization, Virtualization::Tcg);
+        let PoolPolicy { share, disks, cache_bytes } = config.pool_policy;
+        assert_eq!((disks, cache_bytes), (Disks::Overlay, 5 << 20));
+        assert_eq!(share.map(|share| share.to_string()).as_deref(), Some("[fd00::7]:/e"));
     }
 
     #[test]

@@ -260,7 +260,8 @@ fn assemble(
     }
     let hypervisor: Arc<dyn Hypervisor> =
         Arc::new(Libvirt::new(&config.libvirt, config.virtualization, config.dir.clone()));
-    let pool = Pool::new(config.pool.clone(), registry)?.with_known(config.dir.join("copy.json"));
+    let pool = Pool::new(config.pool.clone(), config.pool_policy.clone(), registry)?
+        .with_known(config.dir.join("copy.json"));
     let instances = Instances::new(hypervisor.clone(), reservations.clone(), registry)?;
     let address = network.underlay()?.address;
     let migration_listen =
@@ -298,6 +299,8 @@ fn assemble(
     let seen = reporter.clone();
     registry.register(Box::new(Locality::new(reservations, processes, Arc::new(move || seen.cells()))?))?;
     tokio::spawn(watch_drifts(drifts, reporter.clone()));
+    let told = reporter.clone();
+    host.pool.watch(Arc::new(move || told.mark_changed()))?;
     let told = reporter.clone();
     hypervisor.subscribe(Arc::new(move |_| told.mark_changed()));
     let agent = Arc::new(Agent { host, hypervisor, migrations, state, reporter: reporter.clone() });

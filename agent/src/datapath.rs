@@ -42,11 +42,15 @@ const BLOCK_BYTES: usize = 4096;
 pub enum WorkerCommand {
     /// Copy a file for the agent
     Copy(worker::WorkerArgs),
+    /// Do what is asked on stdin in a pool's folder
+    #[command(hide = true)]
+    Pool,
 }
 
 /// Runs a worker's command to its end. It must be the process's only work: no runtime, no other threads.
 pub fn run(command: WorkerCommand) -> ExitCode {
     match command {
         WorkerCommand::Copy(args) => worker::run_copy(&args),
+        WorkerCommand::Pool => crate::storage::run_helper(),
     }
 }

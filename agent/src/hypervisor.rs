@@ -9,6 +9,7 @@ pub mod libvirt;
 pub mod pins;
 mod raw;
 
+use crate::storage::Base;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::host::{Cell, HypervisorInfo};
 use godwit_protocol::id::InstanceId;
@@ -141,6 +142,10 @@ pub struct DomainContext {
     pub cells: Vec<Cell>,
     /// Whether a guest's memory is bound to its cells.
     pub memory_binding: MemoryBinding,
+    /// What the disk lies on, where it is an overlay.
+    pub base: Option<Base>,
+    /// Whether the guest stops at a disk error and does not see it: on a share whose server may come back.
+    pub stop_on_error: bool,
 }
 
 /// Whether a guest's memory is bound to the host's cells.

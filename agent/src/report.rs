@@ -12,6 +12,9 @@ use tokio::sync::{Mutex, Notify};
 /// Free space of a pool is told anew when it moved by this much, in bytes.
 const FREE_STEP_BYTES: u64 = 64 << 20;
 
+/// Free inodes of a pool are told anew when they moved by this many.
+const FREE_STEP_INODES: u64 = 4096;
+
 /// Reads the host. It blocks. The generation it fills in is replaced.
 pub type Collect = Arc<dyn Fn() -> Result<HostReport, RequestError> + Send + Sync>;
 
@@ -126,6 +129,7 @@ fn without_noise(report: &HostReport) -> HostReport {
     let mut report = report.clone();
     for pool in &mut report.inventory.pools {
         pool.free_bytes /= FREE_STEP_BYTES;
+        pool.free_inodes /= FREE_STEP_INODES;
     }
     report
 }
@@ -135,6 +139,7 @@ pub fn digest(inventory: &Inventory) -> u64 {
     let mut inventory = inventory.clone();
     for pool in &mut inventory.pools {
         pool.free_bytes = 0;
+        pool.free_inodes = 0;
     }
     // Maps with keys that are no strings would be the only reason to fail, and there are none.
     let hash = Sha256::digest(serde_json::to_vec(&inventory).unwrap_or_default());

@@ -1,15 +1,25 @@
 //! Disks: a pool is a folder that all hosts of the pool see at the same path.
 
+mod base;
 pub mod dir;
+mod folder;
 mod gate;
+mod helper;
+mod lease;
+pub mod mount;
 pub mod qcow2;
+mod watch;
 
-pub use dir::{InstancePaths, Pool};
+pub use base::Base;
+pub use dir::{Disks, InstancePaths, Pool, PoolPolicy};
 pub use gate::Gate;
+pub use helper::run as run_helper;
+pub use mount::{Outage, Share};
 
 use crate::hypervisor::chain;
 use godwit_protocol::error::{ErrorKind, RequestError};
-use std::path::PathBuf;
+use godwit_protocol::id::HostId;
+use std::path::{Path, PathBuf};
 
 /// Why a pool did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +53,35 @@ pub enum StorageError {
         /// What it should be.
         wanted: &'static str,
     },
+    /// Another host has the disk.
+    #[error("{path} is held for writing by host {host}; it must stop the instance or give it up first")]
+    Held {
+        /// Which disk.
+        path: PathBuf,
+        /// Who has it.
+        host: HostId,
+    },
+    /// Something else is mounted where a share should be.
+    #[error("{found} is mounted at {path}, not {wanted}; unmount it, or correct [nfs] in agent.toml")]
+    WrongMount {
+        /// Where.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What should be.
+        wanted: String,
+    },
+    /// mount(8) or umount(8) failed.
+    #[error("cannot mount {share}: {said}")]
+    Mount {
+        /// Which.
+        share: String,
+        /// What was said.
+        said: String,
+    },
+    /// No overlay is made where the file system has reflinks.
+    #[error("{REFLINKS}")]
+    Reflinks,
     /// A worker process refused or failed, in its own words.
     #[error(transparent)]
     Worker(#[from] RequestError),
@@ -59,15 +98,36 @@ pub enum StorageError {
     },
 }
 
+/// What [`StorageError::Reflinks`] says, by which it is known after it came from a helper.
+const REFLINKS: &str = "the pool has reflinks, which are better than an overlay";
+
+impl StorageError {
+    fn says_reflinks(&self) -> bool {
+        match self {
+            StorageError::Reflinks => true,
+            StorageError::Worker(error) => error.kind == ErrorKind::Conflict && error.message == REFLINKS,
+            _ => false,
+        }
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StorageError {
+    let path = path.to_owned();
+    move |source| StorageError::Io { action, path, source }
+}
+
 impl From<StorageError> for RequestError {
     fn from(error: StorageError) -> Self {
         let kind = match &error {
             StorageError::Worker(error) => return error.clone(),
-            StorageError::Unreachable(_) => ErrorKind::Unavailable,
+            StorageError::Unreachable(_) | StorageError::Mount { .. } => ErrorKind::Unavailable,
             StorageError::NotFound(_) => ErrorKind::NotFound,
             StorageError::NoSpace { .. } => ErrorKind::NoSpace,
             StorageError::Invalid(_) => ErrorKind::Invalid,
-            StorageError::Unexpected { .. } => ErrorKind::Conflict,
+            StorageError::Unexpected { .. }
+            | StorageError::Held { .. }
+            | StorageError::WrongMount { .. }
+            | StorageError::Reflinks => ErrorKind::Conflict,
             StorageError::Io { source, .. } if is_full(source) => ErrorKind::NoSpace,
             StorageError::Io { .. } => ErrorKind::Internal,
         };

@@ -2,7 +2,7 @@
 
 use godwit_agent::datapath::worker::{CopyOrder, Options, Worker};
 use godwit_agent::hypervisor::Cancel;
-use godwit_agent::storage::{Pool, StorageError};
+use godwit_agent::storage::{Pool, PoolPolicy, StorageError};
 use godwit_protocol::error::ErrorKind;
 use godwit_protocol::id::{ImageId, InstanceId};
 use godwit_protocol::image::{DiskFormat, ImageSource};
@@ -31,7 +31,9 @@ struct Fixture {
 fn fixture() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::new();
-    let pool = Pool::new(folder.path().to_owned(), &registry).unwrap().with_worker(Worker::new(AGENT.into()));
+    let pool = Pool::new(folder.path().to_owned(), PoolPolicy::default(), &registry)
+        .unwrap()
+        .with_worker(Worker::new(AGENT.into()));
     let bytes: Vec<u8> = (0..3_333_333_u32).map(|n| (n >> 5) as u8).collect();
     let image = ImageSource {
         image: ImageId::random(),

@@ -15,6 +15,7 @@ mod network;
 mod operation;
 mod output;
 mod placement;
+mod pool;
 mod port;
 mod progress;
 mod resource;
@@ -97,6 +98,9 @@ enum Noun {
     /// Machines that servers run on
     #[command(subcommand)]
     Host(host::Command),
+    /// Where disks and images lie
+    #[command(subcommand)]
+    Pool(pool::Command),
     /// Moves of servers between hosts
     #[command(subcommand)]
     Migration(migration::Command),
@@ -167,6 +171,7 @@ fn run(Cli { global, noun }: Cli) -> Result<()> {
         Noun::SecurityGroup(command) => command.run(&app),
         Noun::Server(command) => command.run(&app),
         Noun::Host(command) => command.run(&app),
+        Noun::Pool(command) => command.run(&app),
         Noun::Migration(command) => command.run(&app),
         Noun::Operation(command) => command.run(&app),
         Noun::Event(command) => command.run(&app),

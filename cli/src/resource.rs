@@ -114,6 +114,16 @@ pub(crate) const HOST: Resource = Resource {
     name: "name",
     filter: false,
 };
+pub(crate) const POOL: Resource = Resource {
+    noun: "pool",
+    service: Service::Operator,
+    path: "/pools",
+    list: "/pools",
+    singular: Some("pool"),
+    plural: "pools",
+    name: "name",
+    filter: false,
+};
 pub(crate) const OPERATION: Resource = Resource {
     noun: "operation",
     service: Service::Operator,

@@ -140,16 +140,25 @@ pub struct Underlay {
 }
 
 /// A pool as the host sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PoolReport {
     /// Its name.
     pub name: String,
     /// Where it is mounted.
     pub path: String,
+    /// `dir`: a folder that an administrator provides; `nfs`: a share that the agent mounts.
+    pub kind: String,
+    /// The share, `server:/export`.
+    pub source: Option<String>,
     /// In bytes.
     pub total_bytes: u64,
     /// In bytes, for root; left out of the inventory's digest.
     pub free_bytes: u64,
+    /// Files that it can hold; 0 where the file system makes inodes as it goes.
+    pub total_inodes: u64,
+    /// Files that it can still hold; left out of the inventory's digest.
+    pub free_inodes: u64,
     /// Whether the folder answered within its deadline.
     pub reachable: bool,
 }

@@ -10,7 +10,7 @@ use godwit_agent::hypervisor::{
     DomainContext, Event, Hypervisor, HypervisorError, MemoryBinding, Virtualization,
 };
 use godwit_agent::inventory::read_cells;
-use godwit_agent::storage::Pool;
+use godwit_agent::storage::{Pool, PoolPolicy};
 use godwit_protocol::id::{InstanceId, NetworkId, PortId};
 use godwit_protocol::image::DiskFormat;
 use godwit_protocol::instance::{ConfigDrive, InstanceSpec, InstanceState, Tuning};
@@ -45,8 +45,15 @@ impl Rig {
         let heard = events.clone();
         libvirt.subscribe(Arc::new(move |event| heard.lock().expect("no panic").push(event)));
         let cells = read_cells("/".as_ref(), 4).expect("the machine has cells");
-        let context = DomainContext { pool: POOL.into(), cells, memory_binding: MemoryBinding::None };
-        let pool = Pool::new(lab.pool(), &prometheus::Registry::new()).expect("is fresh");
+        let context = DomainContext {
+            pool: POOL.into(),
+            cells,
+            memory_binding: MemoryBinding::None,
+            base: None,
+            stop_on_error: false,
+        };
+        let pool =
+            Pool::new(lab.pool(), PoolPolicy::default(), &prometheus::Registry::new()).expect("is fresh");
         Self { libvirt, events, pool, context, _state: state, lab }
     }
 

@@ -238,6 +238,7 @@ fn inventory(host: HostId) -> Inventory {
             total_bytes: 1 << 40,
             free_bytes: 1 << 40,
             reachable: true,
+            ..PoolReport::default()
         }],
     }
 }

@@ -84,7 +84,7 @@ impl Rig {
         let keeper = Keeper::new(network.clone(), wanted, &registry).unwrap();
         let host = Arc::new(Host {
             id: state.host(),
-            pool: Pool::new(config.pool.clone(), &registry).unwrap(),
+            pool: Pool::new(config.pool.clone(), config.pool_policy.clone(), &registry).unwrap(),
             config,
             migration_listen,
             instances,

@@ -163,6 +163,11 @@ impl Worker {
         Self { known: Some(file), ..self }
     }
 
+    /// The program.
+    pub fn program(&self) -> &std::path::Path {
+        &self.program
+    }
+
     /// Copies in a worker and waits for it. Cancelled, killed or failed: nothing appears at the destination, though
     /// a killed worker can leave its `.partial`. A worker that a dead mount holds is left behind when it is cancelled,
     /// and what it leaves is removed when the mount lets it go.

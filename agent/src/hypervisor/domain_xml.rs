@@ -231,12 +231,21 @@ fn write_devices(
     let paths = InstancePaths::new(&context.pool, spec.instance);
     writeln!(xml, "  <devices>")?;
     writeln!(xml, "    <emulator>{}</emulator>", Escaped(&emulator.binary))?;
-    // An empty backingStore ends the chain here: libvirt then never follows what a header of the guest's says.
+    // An empty backingStore ends the chain there: libvirt then never follows what a header of the guest's says.
+    let backing = match &context.base {
+        None => "<backingStore/>".to_owned(),
+        Some(base) => format!(
+            "<backingStore type='file'><format type='{}'/><source file='{}'/><backingStore/></backingStore>",
+            base.format.as_str(),
+            Escaped::path(&base.path)
+        ),
+    };
+    let policy = if context.stop_on_error { " error_policy='stop' rerror_policy='stop'" } else { "" };
     write!(
         xml,
         "    <disk type='file' device='disk'>\n      \
-         <driver name='qemu' type='{}' cache='none' io='io_uring' discard='unmap'/>\n      \
-         <source file='{}'/><backingStore/><target dev='vda' bus='virtio'/>\n    </disk>\n    \
+         <driver name='qemu' type='{}' cache='none' io='io_uring' discard='unmap'{policy}/>\n      \
+         <source file='{}'/>{backing}<target dev='vda' bus='virtio'/>\n    </disk>\n    \
          <disk type='file' device='cdrom'>\n      \
          <driver name='qemu' type='raw' cache='none'/>\n      \
          <source file='{}'/><backingStore/><target dev='sda' bus='sata'/><readonly/>\n    </disk>\n",

@@ -32,7 +32,13 @@ fn hosts() -> [Host; 2] {
 }
 
 fn context() -> DomainContext {
-    DomainContext { pool: "/srv/godwit".into(), cells: vec![], memory_binding: MemoryBinding::None }
+    DomainContext {
+        pool: "/srv/godwit".into(),
+        cells: vec![],
+        memory_binding: MemoryBinding::None,
+        base: None,
+        stop_on_error: false,
+    }
 }
 
 fn target() -> MigrationTarget {

@@ -1,34 +1,40 @@
-//! A pool that is a folder: `images/<id>` and `instances/<id>/{disk,config.iso,console.log}`.
+//! A pool: a folder with `images/<id>`, `instances/<id>/{disk,config.iso,console.log}` and `cache/`, that an
+//! administrator mounts or that is a share which the agent mounts itself.
 
+use super::base::{Base, Overlay};
+use super::folder::{Ask, Told};
+use super::helper::Helper;
+use super::lease::LeaseCall;
+use super::mount::{self, Outage, Share};
+use super::watch::Watched;
 use super::{Gate, StorageError};
 use crate::config_drive;
 use crate::datapath::Stalls;
 use crate::datapath::copy::{CopyReport, journal};
 use crate::datapath::worker::{CopyOrder, Options, Worker};
 use crate::hypervisor::Cancel;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use godwit_protocol::error::ErrorKind;
 use godwit_protocol::host::PoolReport;
-use godwit_protocol::id::{ImageId, InstanceId};
+use godwit_protocol::id::{HostId, ImageId, InstanceId};
 use godwit_protocol::image::DiskFormat;
 use godwit_protocol::instance::InstanceSpec;
 use godwit_protocol::operation::Progress;
 use godwit_protocol::request::DiskRequest;
-use nix::sys::statvfs::statvfs;
 use prometheus::{IntCounterVec, Opts, Registry};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+pub use super::folder::{PARTIAL, partial};
 
 /// How long a small call may take: a server that restarts is back within this.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Most of a console log that is read, in bytes.
-const MAX_CONSOLE_BYTES: u64 = 1 << 20;
-
-/// Ending of files that are not whole yet.
-pub const PARTIAL: &str = "partial";
+/// How long mounting may take; it may begin while the server starts.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where an instance's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +47,8 @@ pub struct InstancePaths {
     pub config_drive: PathBuf,
     /// Its serial console's log.
     pub console: PathBuf,
+    /// Who may write to the disk.
+    pub lease: PathBuf,
 }
 
 impl InstancePaths {
@@ -51,13 +59,22 @@ impl InstancePaths {
             disk: folder.join("disk"),
             config_drive: folder.join("config.iso"),
             console: folder.join("console.log"),
+            lease: folder.join("lease"),
             folder,
         }
     }
 
+    /// Where the base of an overlay is held.
+    pub(super) fn base(&self, format: DiskFormat) -> PathBuf {
+        self.folder.join(format!("base.{}", format.as_str()))
+    }
+
     /// Every name that may be in the folder.
-    fn all(&self) -> [PathBuf; 6] {
+    pub(super) fn all(&self) -> [PathBuf; 9] {
         [
+            self.base(DiskFormat::Raw),
+            self.base(DiskFormat::Qcow2),
+            self.lease.clone(),
             self.disk.clone(),
             partial(&self.disk),
             journal(&self.disk),
@@ -68,41 +85,76 @@ impl InstancePaths {
     }
 }
 
-/// The name under which a file grows.
-pub fn partial(path: &Path) -> PathBuf {
-    path.with_extension(match path.extension() {
-        Some(extension) => format!("{}.{PARTIAL}", extension.to_string_lossy()),
-        None => PARTIAL.to_owned(),
-    })
+/// How an instance's disk is made of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Disks {
+    /// A copy of its own: a reflink where the file system can, else its bytes.
+    #[default]
+    Copy,
+    /// A reflink where the file system can, else an overlay in qcow2 on the image, which costs nothing at first.
+    Overlay,
+}
+
+/// What an administrator says of a pool, beside its folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolPolicy {
+    /// The share that the agent mounts there.
+    pub share: Option<Share>,
+    /// How disks are made.
+    pub disks: Disks,
+    /// What images that no disk lies on any more may take in `cache/`, in bytes.
+    pub cache_bytes: u64,
+}
+
+/// Who touches the folder.
+#[derive(Clone, Debug)]
+enum Reach {
+    /// A thread with a deadline: the folder is local, or its mount an administrator's.
+    Thread(Gate),
+    /// A process that can be left behind.
+    Helper(Helper),
 }
 
 /// A pool. Clones are the same pool.
 #[derive(Clone, Debug)]
 pub struct Pool {
     path: PathBuf,
-    gate: Gate,
+    policy: PoolPolicy,
+    reach: Reach,
     worker: Worker,
+    /// What was last seen of it.
+    pub(super) watched: Watched,
+    /// One mounts at a time.
+    mounting: Arc<Mutex<()>>,
     copies: IntCounterVec,
     copied_bytes: IntCounterVec,
 }
 
 impl Pool {
-    /// The pool at `path`, its copies counted in `registry`. Nothing is touched yet.
+    /// The pool at `path`, its copies and its state counted in `registry`. Nothing is touched yet.
     ///
     /// # Errors
     /// When `registry` holds such metrics already.
-    pub fn new(path: PathBuf, registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub fn new(path: PathBuf, policy: PoolPolicy, registry: &Registry) -> Result<Self, prometheus::Error> {
         let by_method = |name, help| {
             let counter = IntCounterVec::new(Opts::new(name, help), &["method"])?;
             registry.register(Box::new(counter.clone()))?;
             Ok::<_, prometheus::Error>(counter)
         };
-        let copies = "Disks copied, by method (reflink, server_side, io_uring, threads).";
+        let copies = "Disks copied, by method (reflink, server_side, io_uring, threads, overlay).";
         let bytes = "Bytes of data that disk copies wrote, holes and shared blocks not counted, by method.";
+        let reach = match policy.share {
+            None => Reach::Thread(Gate::default()),
+            Some(_) => Reach::Helper(Helper::new("/proc/self/exe".into())),
+        };
         Ok(Self {
+            watched: Watched::new(&path, registry)?,
             path,
-            gate: Gate::default(),
+            policy,
+            reach,
             worker: Worker::default().with_stalls(Stalls::new(registry)?),
+            mounting: Arc::default(),
             copies: by_method("godwit_disk_copies_total", copies)?,
             copied_bytes: by_method("godwit_disk_copy_bytes_total", bytes)?,
         })
@@ -110,7 +162,11 @@ impl Pool {
 
     /// The same pool with another program as its worker.
     pub fn with_worker(self, worker: Worker) -> Self {
-        Self { worker, ..self }
+        let reach = match self.reach {
+            Reach::Helper(_) => Reach::Helper(Helper::new(worker.program().to_owned())),
+            thread => thread,
+        };
+        Self { worker, reach, ..self }
     }
 
     /// The same pool, whose workers remember in `file` what probes of mounts found.
@@ -133,35 +189,109 @@ impl Pool {
         InstancePaths::new(&self.path, instance)
     }
 
-    /// Its sizes; a folder that does not answer within `deadline` is reported as unreachable.
+    /// What the administrator says of it.
+    pub(super) fn policy(&self) -> &PoolPolicy {
+        &self.policy
+    }
+
+    /// Its sizes; a folder that does not answer within `deadline` is reported as unreachable, with the sizes that it
+    /// had. A share that is unmounted for want of use has those too.
     pub fn report(&self, deadline: Duration) -> PoolReport {
-        let sizes = self.sizes(deadline).ok();
+        if !self.watched.is_stalled() && (self.is_mounted() || !self.watched.is_known()) {
+            self.measure(deadline);
+        }
         let name = self.path.file_name().map_or_else(|| "pool".into(), |name| name.to_string_lossy());
+        let share = self.policy.share.as_ref();
+        let (sizes, reachable) = self.watched.last();
         PoolReport {
             name: name.into_owned(),
             path: self.path.to_string_lossy().into_owned(),
-            total_bytes: sizes.map_or(0, |(total, _)| total),
-            free_bytes: sizes.map_or(0, |(_, free)| free),
-            reachable: sizes.is_some(),
+            kind: if share.is_some() { "nfs" } else { "dir" }.to_owned(),
+            source: share.map(ToString::to_string),
+            total_bytes: sizes.total_bytes,
+            free_bytes: sizes.free_bytes,
+            total_inodes: sizes.total_inodes,
+            free_inodes: sizes.free_inodes,
+            reachable,
         }
     }
 
-    /// Bytes in all and free for root.
-    fn sizes(&self, deadline: Duration) -> Result<(u64, u64), StorageError> {
-        let path = self.path.clone();
-        self.touch(deadline, move || {
-            let stat = statvfs(&path).map_err(|error| io_error("measure", &path)(error.into()))?;
-            let block = stat.fragment_size();
-            Ok((stat.blocks() * block, stat.blocks_free() * block))
-        })
+    /// Whether a guest is to stop at an error of its disk: where the server may come back.
+    pub fn stops_guests(&self) -> bool {
+        self.policy.share.as_ref().is_some_and(|share| share.on_outage == Outage::Softerr)
     }
 
-    fn touch<T: Send + 'static>(
-        &self,
-        deadline: Duration,
-        work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
-    ) -> Result<T, StorageError> {
-        self.gate.run(deadline, work).unwrap_or_else(|| Err(StorageError::Unreachable(self.path.clone())))
+    /// Looks at its sizes, and remembers them or that there is no answer.
+    pub(super) fn measure(&self, deadline: Duration) {
+        let seen = match self.reach(deadline, Ask::Measure) {
+            Ok(Told::Sizes(sizes)) => Ok(sizes),
+            Ok(_) => Err(StorageError::Unreachable(self.path.clone())),
+            Err(error) => Err(error),
+        };
+        self.watched.saw(seen);
+    }
+
+    /// Bytes free for root.
+    fn free_bytes(&self) -> Result<u64, StorageError> {
+        match self.touch(PATIENCE, Ask::Measure)? {
+            Told::Sizes(sizes) => Ok(sizes.free_bytes),
+            _ => Err(StorageError::Unreachable(self.path.clone())),
+        }
+    }
+
+    /// Whether it is there to be touched; the mount itself is not asked.
+    pub(super) fn is_mounted(&self) -> bool {
+        let share = self.policy.share.as_ref();
+        share.is_none_or(|share| mount::is_mounted(share, &self.path).unwrap_or(false))
+    }
+
+    /// Makes sure that it is mounted, for somebody who will use it past us: QEMU.
+    ///
+    /// # Errors
+    /// [`StorageError::WrongMount`], [`StorageError::Mount`], [`StorageError::Unreachable`].
+    pub fn ensure(&self) -> Result<(), StorageError> {
+        self.watched.touched();
+        let Some(share) = &self.policy.share else { return Ok(()) };
+        let _one = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        if mount::is_mounted(share, &self.path)? {
+            return Ok(());
+        }
+        self.ask(MOUNT_PATIENCE, Ask::Mount(share.clone()))?;
+        tracing::info!("mounted {share} at {}", self.path.display());
+        Ok(())
+    }
+
+    /// Unmounts a share that nobody uses; it comes back with its next use.
+    pub(super) fn unmount(&self) -> Result<(), StorageError> {
+        let _one = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.ask(PATIENCE, Ask::Unmount)? == Told::Already(true) {
+            tracing::info!("unmounted {}, which nobody used", self.path.display());
+        }
+        Ok(())
+    }
+
+    /// Does one thing in the folder, as part of an instance's life.
+    fn touch(&self, deadline: Duration, ask: Ask) -> Result<Told, StorageError> {
+        self.watched.touched();
+        self.reach(deadline, ask)
+    }
+
+    fn reach(&self, deadline: Duration, ask: Ask) -> Result<Told, StorageError> {
+        if !self.is_mounted() {
+            self.ensure()?;
+        }
+        self.ask(deadline, ask)
+    }
+
+    fn ask(&self, deadline: Duration, ask: Ask) -> Result<Told, StorageError> {
+        let answer = match &self.reach {
+            Reach::Thread(gate) => {
+                let path = self.path.clone();
+                gate.run(deadline, move || super::folder::act(&path, &ask))
+            }
+            Reach::Helper(helper) => helper.ask(&self.path, deadline, &ask),
+        };
+        answer.unwrap_or_else(|| Err(StorageError::Unreachable(self.path.clone())))
     }
 
     /// Makes an instance's disk from an image, by a worker process. A disk that is there already is a success;
@@ -183,16 +313,18 @@ impl Pool {
                 request.size_bytes, request.image.image, request.image.virtual_size_bytes
             )));
         }
-        let source = self.image(request.image.image);
-        let paths = self.instance(request.instance);
-        let (begin_source, begin_paths) = (source.clone(), paths.clone());
-        if self.touch(PATIENCE, move || begin_disk(&begin_source, &begin_paths))? {
-            return Ok(format);
+        let (image, instance) = (request.image.image, request.instance);
+        if self.touch(PATIENCE, Ask::BeginDisk { image, instance })? == Told::Already(true) {
+            // An overlay that is there tells its own format.
+            return Ok(if self.base(instance)?.is_some() { DiskFormat::Qcow2 } else { format });
+        }
+        if self.policy.disks == Disks::Overlay && self.overlay(request)? {
+            return Ok(DiskFormat::Qcow2);
         }
         let copied = self.check_space(request).and_then(|()| {
             let order = CopyOrder {
-                source,
-                destination: paths.disk.clone(),
+                source: self.image(image),
+                destination: self.instance(instance).disk,
                 format,
                 size_bytes: Some(request.size_bytes),
                 options: Options::default(),
@@ -204,10 +336,67 @@ impl Pool {
             Ok(report) => self.count(report),
             Err(_) => {
                 let cancelled = cancel.is_cancelled();
-                self.touch(PATIENCE, move || abandon_disk(&paths, cancelled))?;
+                self.touch(PATIENCE, Ask::AbandonDisk { instance, cancelled })?;
             }
         }
         copied.map(|_| format)
+    }
+
+    /// Makes the disk an overlay; false when the pool has reflinks, which are better.
+    fn overlay(&self, request: &DiskRequest) -> Result<bool, StorageError> {
+        let order = Overlay {
+            instance: request.instance,
+            image: request.image.image,
+            format: request.image.format,
+            size_bytes: request.size_bytes,
+            cache_bytes: self.policy.cache_bytes,
+        };
+        match self.touch(PATIENCE, Ask::Overlay(order)) {
+            Ok(_) => {
+                self.copies.with_label_values(&["overlay"]).inc();
+                Ok(true)
+            }
+            Err(error) if error.says_reflinks() => Ok(false),
+            Err(error) => {
+                self.touch(PATIENCE, Ask::AbandonDisk { instance: request.instance, cancelled: false })?;
+                Err(error)
+            }
+        }
+    }
+
+    /// What the instance's disk lies on; none when it is no overlay.
+    ///
+    /// # Errors
+    /// [`StorageError::Unreachable`], [`StorageError::Io`].
+    pub fn base(&self, instance: InstanceId) -> Result<Option<Base>, StorageError> {
+        match self.touch(PATIENCE, Ask::Base(instance))? {
+            Told::Base(base) => Ok(base),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes the disk this host's to write to.
+    ///
+    /// # Errors
+    /// [`StorageError::Held`] when it is another host's.
+    pub fn claim(&self, instance: InstanceId, host: HostId) -> Result<(), StorageError> {
+        self.touch(PATIENCE, Ask::Lease { instance, call: LeaseCall::Claim(host) }).map(drop)
+    }
+
+    /// Gives the disk back; not having it is a success.
+    ///
+    /// # Errors
+    /// [`StorageError::Unreachable`], [`StorageError::Io`].
+    pub fn release(&self, instance: InstanceId, host: HostId) -> Result<(), StorageError> {
+        self.touch(PATIENCE, Ask::Lease { instance, call: LeaseCall::Release(host) }).map(drop)
+    }
+
+    /// Gives the disk to the host that the instance has moved to.
+    ///
+    /// # Errors
+    /// [`StorageError::Held`] when it is a third host's.
+    pub fn hand_over(&self, instance: InstanceId, from: HostId, to: HostId) -> Result<(), StorageError> {
+        self.touch(PATIENCE, Ask::Lease { instance, call: LeaseCall::HandOver(from, to) }).map(drop)
     }
 
     fn count(&self, report: &CopyReport) {
@@ -217,7 +406,7 @@ impl Pool {
     }
 
     fn check_space(&self, request: &DiskRequest) -> Result<(), StorageError> {
-        let (_, have_bytes) = self.sizes(PATIENCE)?;
+        let have_bytes = self.free_bytes()?;
         if request.size_bytes <= have_bytes {
             return Ok(());
         }
@@ -226,8 +415,8 @@ impl Pool {
 
     /// A worker's "no space", with figures.
     fn explain(&self, error: godwit_protocol::error::RequestError, request: &DiskRequest) -> StorageError {
-        match (error.kind, self.sizes(PATIENCE)) {
-            (ErrorKind::NoSpace, Ok((_, have_bytes))) => {
+        match (error.kind, self.free_bytes()) {
+            (ErrorKind::NoSpace, Ok(have_bytes)) => {
                 StorageError::NoSpace { pool: self.path.clone(), need_bytes: request.size_bytes, have_bytes }
             }
             _ => StorageError::Worker(error),
@@ -240,8 +429,7 @@ impl Pool {
     /// # Errors
     /// [`StorageError::Unexpected`] when the folder is none or holds something else, which is left alone.
     pub fn delete_disk(&self, instance: InstanceId) -> Result<(), StorageError> {
-        let paths = self.instance(instance);
-        self.touch(PATIENCE, move || delete(&paths))
+        self.touch(PATIENCE, Ask::Delete(instance)).map(drop)
     }
 
     /// Writes an instance's config drive, whole or not at all; an older one is replaced.
@@ -251,11 +439,8 @@ impl Pool {
     pub fn write_config_drive(&self, spec: &InstanceSpec) -> Result<(), StorageError> {
         let image = config_drive::build(spec)
             .map_err(|error| StorageError::Invalid(crate::hypervisor::chain(&error)))?;
-        let paths = self.instance(spec.instance);
-        self.touch(PATIENCE, move || {
-            create_folder(&paths.folder)?;
-            write_whole(&paths.config_drive, &image)
-        })
+        let image = STANDARD.encode(image);
+        self.touch(PATIENCE, Ask::ConfigDrive { instance: spec.instance, image }).map(drop)
     }
 
     /// The last `lines` of the serial console, all of the last MiB when none are named. Bytes that are no UTF-8
@@ -264,151 +449,16 @@ impl Pool {
     /// # Errors
     /// [`StorageError::Unreachable`], [`StorageError::Io`].
     pub fn console(&self, instance: InstanceId, lines: Option<u32>) -> Result<String, StorageError> {
-        let path = self.instance(instance).console;
-        let tail = self.touch(PATIENCE, move || read_tail(&path))?;
+        let tail = match self.touch(PATIENCE, Ask::Console(instance))? {
+            Told::Bytes(tail) => STANDARD.decode(tail).map_err(|e| StorageError::Invalid(e.to_string()))?,
+            _ => Vec::new(),
+        };
         let text = String::from_utf8_lossy(&tail);
         Ok(match lines {
             Some(lines) => last_lines(&text, lines as usize).to_owned(),
             None => text.into_owned(),
         })
     }
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
-    let path = path.to_owned();
-    move |source| StorageError::Io { action, path, source }
-}
-
-/// Whether the disk is there already; else its folder is ready.
-fn begin_disk(source: &Path, paths: &InstancePaths) -> Result<bool, StorageError> {
-    if is_file(&paths.disk)? {
-        return Ok(true);
-    }
-    if !is_file(source)? {
-        return Err(StorageError::NotFound(source.to_owned()));
-    }
-    create_folder(&paths.folder)?;
-    Ok(false)
-}
-
-/// Whether a regular file is at `path`.
-fn is_file(path: &Path) -> Result<bool, StorageError> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_file() => Ok(true),
-        Ok(metadata) => {
-            Err(StorageError::Unexpected { path: path.to_owned(), found: kind(&metadata), wanted: "a file" })
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(io_error("look at", path)(error)),
-    }
-}
-
-fn kind(metadata: &fs::Metadata) -> &'static str {
-    match metadata.mode() & libc::S_IFMT {
-        libc::S_IFLNK => "a symbolic link",
-        libc::S_IFDIR => "a folder",
-        libc::S_IFREG => "a file",
-        _ => "a special file",
-    }
-}
-
-fn create_folder(folder: &Path) -> Result<(), StorageError> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o755).create(folder).map_err(io_error("create", folder))
-}
-
-/// Removes what an attempt left; a folder that holds more stays.
-fn abandon_disk(paths: &InstancePaths, cancelled: bool) -> Result<(), StorageError> {
-    remove_file(&journal(&paths.disk))?;
-    remove_file(&partial(&paths.disk))?;
-    if cancelled {
-        // The worker may have finished just as it was given up; there was no disk before.
-        remove_file(&paths.disk)?;
-    }
-    match fs::remove_dir(&paths.folder) {
-        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::ENOENT)) => {
-            Err(io_error("remove", &paths.folder)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn remove_file(path: &Path) -> Result<(), StorageError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn delete(paths: &InstancePaths) -> Result<(), StorageError> {
-    let unexpected =
-        |found, wanted| Err(StorageError::Unexpected { path: paths.folder.clone(), found, wanted });
-    match fs::symlink_metadata(&paths.folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io_error("look at", &paths.folder)(error)),
-        Ok(metadata) if !metadata.is_dir() => return unexpected(kind(&metadata), "a folder"),
-        Ok(_) => {}
-    }
-    for path in paths.all() {
-        remove_file(&path)?;
-    }
-    remove_old_consoles(paths)?;
-    match fs::remove_dir(&paths.folder) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => {
-            unexpected("a folder with foreign files in it", "an instance's")
-        }
-        Err(error) => Err(io_error("remove", &paths.folder)(error)),
-    }
-}
-
-/// Where libvirt's log daemon writes the console, it keeps older parts as `console.log.0` and so on.
-fn remove_old_consoles(paths: &InstancePaths) -> Result<(), StorageError> {
-    let entries = fs::read_dir(&paths.folder).map_err(io_error("read", &paths.folder))?;
-    for entry in entries {
-        let path = entry.map_err(io_error("read", &paths.folder))?.path();
-        let number = path.extension().and_then(|number| number.to_str());
-        let numbered = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
-        if numbered && path.with_extension("") == paths.console {
-            remove_file(&path)?;
-        }
-    }
-    Ok(())
-}
-
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
-    let growing = partial(path);
-    let write = || {
-        remove_file(&growing)?;
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
-        let mut file = options.open(&growing).map_err(io_error("create", &growing))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io_error("write", &growing))?;
-        fs::rename(&growing, path).map_err(io_error("rename", &growing))?;
-        let folder = path.parent().unwrap_or(path);
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync", folder))
-    };
-    write().inspect_err(|_| {
-        // The first error is the one to tell; what is left is removed with the instance's folder.
-        let _ = fs::remove_file(&growing);
-    })
-}
-
-fn read_tail(path: &Path) -> Result<Vec<u8>, StorageError> {
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let mut file = match options.open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(io_error("open", path)(error)),
-    };
-    let mut tail = Vec::new();
-    file.metadata()
-        .and_then(|metadata| file.seek(SeekFrom::Start(metadata.len().saturating_sub(MAX_CONSOLE_BYTES))))
-        .and_then(|_| file.take(MAX_CONSOLE_BYTES).read_to_end(&mut tail))
-        .map_err(io_error("read", path))?;
-    Ok(tail)
 }
 
 /// The last `count` lines; a last line without its end counts.

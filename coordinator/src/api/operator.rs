@@ -8,6 +8,7 @@ mod join;
 mod l2;
 mod operations;
 mod placement;
+mod pools;
 mod status;
 
 use crate::api::context::Links;
@@ -32,6 +33,8 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/operations/{operation}", get(operations::show)),
         ("/migrations/{migration}", get(operations::migration)),
         ("/networks/{network}/l2", get(l2::show)),
+        ("/pools", get(pools::list)),
+        ("/pools/{pool}", get(pools::show)),
         ("/placement/explain", post(placement::explain)),
         ("/placement/simulate", post(placement::simulate)),
     ]

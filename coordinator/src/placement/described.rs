@@ -218,6 +218,7 @@ impl DescribedHosts {
                 total_bytes: disk,
                 free_bytes: disk,
                 reachable: true,
+                ..Default::default()
             }],
         }
     }

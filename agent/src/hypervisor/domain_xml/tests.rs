@@ -1,6 +1,7 @@
 //! The descriptions, checked as text; the host suite has libvirt parse and run them.
 
 use super::*;
+use crate::storage::Base;
 use godwit_protocol::host::Cpu;
 use godwit_protocol::id::{NetworkId, PortId};
 use godwit_protocol::image::DiskFormat;
@@ -66,6 +67,8 @@ fn cell(id: u32, cpus: std::ops::Range<u32>, shared: Vec<u32>, distances: [(u32,
 
 fn context() -> DomainContext {
     DomainContext {
+        base: None,
+        stop_on_error: false,
         pool: "/srv/godwit".into(),
         cells: vec![
             cell(0, 0..4, vec![0, 1], [(0, 10), (1, 21)]),
@@ -235,4 +238,15 @@ fn lists_are_written_as_libvirt_reads_them() {
     assert_eq!(list(&[]), "");
     assert_eq!(list(&[7]), "7");
     assert_eq!(list(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
+}
+
+#[test]
+fn an_overlay_names_its_base_and_nothing_behind_it_and_a_share_stops_the_guest() {
+    let base = Base { path: "/p/instances/i/base.raw".into(), format: DiskFormat::Raw };
+    let context = DomainContext { base: Some(base), stop_on_error: true, ..context() };
+    let xml = describe(&spec(), &context, &Emulator::default());
+    assert!(xml.contains(
+        "<backingStore type='file'><format type='raw'/><source file='/p/instances/i/base.raw'/><backingStore/></backingStore>"
+    ));
+    assert!(xml.contains("discard='unmap' error_policy='stop' rerror_policy='stop'/>"));
 }

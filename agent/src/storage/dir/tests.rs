@@ -1,11 +1,12 @@
 //! The pool on a real folder, without workers.
 
 use super::*;
+use std::fs;
 use std::os::unix::fs::symlink;
 
 fn pool() -> (tempfile::TempDir, Pool) {
     let folder = tempfile::tempdir().unwrap();
-    let pool = Pool::new(folder.path().to_owned(), &Registry::new()).unwrap();
+    let pool = Pool::new(folder.path().to_owned(), PoolPolicy::default(), &Registry::new()).unwrap();
     (folder, pool)
 }
 
@@ -62,8 +63,8 @@ fn deleting_follows_no_link_and_leaves_foreign_files() {
 
 #[test]
 fn a_pool_that_is_not_there_is_reported_unreachable() {
-    let report =
-        Pool::new("/nonexistent/pool".into(), &Registry::new()).unwrap().report(Duration::from_secs(5));
+    let pool_of_nothing = Pool::new("/nonexistent/pool".into(), PoolPolicy::default(), &Registry::new());
+    let report = pool_of_nothing.unwrap().report(Duration::from_secs(5));
     assert!(!report.reachable);
     assert_eq!(report.total_bytes, 0);
     let (_folder, pool) = pool();

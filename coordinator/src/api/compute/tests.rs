@@ -128,6 +128,7 @@ impl Scene {
                 total_bytes: 100 * GIB,
                 free_bytes: 60 * GIB,
                 reachable: true,
+                ..PoolReport::default()
             }],
         };
         Host {

@@ -59,6 +59,7 @@ fn inventory(name: &str, cpus: u32) -> Inventory {
             total_bytes: 1 << 40,
             free_bytes: 1 << 40,
             reachable: true,
+            ..PoolReport::default()
         }],
     }
 }
@@ -369,4 +370,40 @@ async fn placement_explains_each_host_and_refuses_a_flavor_that_contradicts_itse
     assert_eq!(contradiction.status, 400);
     assert!(contradiction.text().contains("hw:numa_nodes"), "{}", contradiction.text());
     assert_eq!(explain("nothing").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_pool_is_shown_once_with_every_host_that_reports_it() {
+    let api = Api::new().await;
+    host(&api, "h1", 4).await;
+    host(&api, "h2", 4).await;
+    let away = inventory("h3", 4);
+    let pools = vec![PoolReport { reachable: false, free_bytes: 1, ..away.pools[0].clone() }];
+    let away = Host {
+        id: HostId::random(),
+        number: 3,
+        name: "h3".into(),
+        enabled: true,
+        disabled_reason: None,
+        inventory: Some(Inventory { pools, ..away }),
+        joined_at: now(),
+        key_digest: String::new(),
+    };
+    change(&api, vec![away.into()]).await;
+    let listed = ask(&api, As::Admin, Method::GET, "/pools", Value::Null).await.json();
+    assert_eq!(listed["pools"].as_array().map(Vec::len), Some(1), "{listed}");
+    let name = listed["pools"][0]["name"].as_str().expect("has a name").to_owned();
+    let shown = ask(&api, As::Admin, Method::GET, &format!("/pools/{name}"), Value::Null).await.json();
+    assert_eq!(shown["pool"], listed["pools"][0]);
+    assert_eq!(shown["pool"]["id"], shown["pool"]["name"], "clients know things by their ids");
+    assert_eq!(shown["pool"]["free_bytes"], json!(1_u64 << 40), "as a host that reaches it says");
+    assert_eq!(
+        shown["pool"]["hosts"],
+        json!([
+            { "host": "h1", "reachable": true },
+            { "host": "h2", "reachable": true },
+            { "host": "h3", "reachable": false },
+        ])
+    );
+    assert_eq!(ask(&api, As::Admin, Method::GET, "/pools/none", Value::Null).await.status, 404);
 }

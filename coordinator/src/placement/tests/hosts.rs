@@ -223,6 +223,7 @@ fn inventory() -> report::Inventory {
             total_bytes: 1 << 40,
             free_bytes: 1 << 30,
             reachable: true,
+            ..report::PoolReport::default()
         }],
     }
 }

@@ -442,6 +442,7 @@ fn inventory(cells: u32) -> Inventory {
             total_bytes: 1 << 50,
             free_bytes: 1 << 49,
             reachable: true,
+            ..Default::default()
         }],
     }
 }

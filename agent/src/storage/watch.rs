@@ -1,0 +1,228 @@
+//! Whether a pool answers: a thread looks every second, so that a server that stands still is known before anybody
+//! needs it.
+
+use super::folder::Sizes;
+use super::{Pool, StorageError};
+use crate::hypervisor::chain;
+use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often it is looked at. With [`ANSWER_WITHIN`] a stall is told within 3 s.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A healthy server answers in milliseconds; one that takes longer than this stands still.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Looks from one attempt at a mount to the next.
+const TRY_EVERY: u64 = 10;
+
+/// Told of each change. Calls from the watching thread; it must not wait.
+type OnChange = Arc<dyn Fn() + Send + Sync>;
+
+/// What was last seen of a pool. Clones see the same.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    path: PathBuf,
+    seen: Arc<Mutex<Seen>>,
+    bytes: IntGaugeVec,
+    inodes: IntGaugeVec,
+    reachable: IntGauge,
+    stalled: IntGauge,
+    stalls: IntCounter,
+}
+
+#[derive(Debug)]
+struct Seen {
+    /// None before the first answer.
+    sizes: Option<Sizes>,
+    reachable: bool,
+    stalled_since: Option<Instant>,
+    touched: Instant,
+}
+
+impl Watched {
+    pub(super) fn new(path: &Path, registry: &Registry) -> Result<Self, prometheus::Error> {
+        let pool = path.to_string_lossy().into_owned();
+        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("pool", &pool);
+        let bytes =
+            IntGaugeVec::new(opts("godwit_pool_bytes", "Size of the pool, when last seen."), &["what"])?;
+        let inodes =
+            IntGaugeVec::new(opts("godwit_pool_inodes", "Inodes of the pool, when last seen."), &["what"])?;
+        let reachable =
+            IntGauge::with_opts(opts("godwit_pool_reachable", "Whether the pool answered when last asked."))?;
+        let stalled =
+            IntGauge::with_opts(opts("godwit_pool_stalled", "Whether the pool's server stands still."))?;
+        let stalls =
+            IntCounter::with_opts(opts("godwit_pool_stalls_total", "Times that it began to stand still."))?;
+        registry.register(Box::new(bytes.clone()))?;
+        registry.register(Box::new(inodes.clone()))?;
+        registry.register(Box::new(reachable.clone()))?;
+        registry.register(Box::new(stalled.clone()))?;
+        registry.register(Box::new(stalls.clone()))?;
+        let seen = Seen { sizes: None, reachable: false, stalled_since: None, touched: Instant::now() };
+        Ok(Self {
+            path: path.to_owned(),
+            seen: Arc::new(Mutex::new(seen)),
+            bytes,
+            inodes,
+            reachable,
+            stalled,
+            stalls,
+        })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody uses the pool now.
+    pub(super) fn touched(&self) {
+        self.seen().touched = Instant::now();
+    }
+
+    /// Whether it was seen at all.
+    pub(super) fn is_known(&self) -> bool {
+        self.seen().sizes.is_some()
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        self.seen().stalled_since.is_some()
+    }
+
+    /// The last sizes, and whether it answered when last asked.
+    pub(super) fn last(&self) -> (Sizes, bool) {
+        let seen = self.seen();
+        (seen.sizes.unwrap_or_default(), seen.reachable)
+    }
+
+    fn idle(&self) -> Duration {
+        self.seen().touched.elapsed()
+    }
+
+    /// Takes in what a look saw; true when it is another state than before.
+    pub(super) fn saw(&self, outcome: Result<Sizes, StorageError>) -> bool {
+        let pool = self.path.display();
+        let mut seen = self.seen();
+        let (was_reachable, was_stalled) = (seen.reachable, seen.stalled_since.is_some());
+        match outcome {
+            Ok(sizes) => {
+                if let Some(since) = seen.stalled_since.take() {
+                    tracing::info!(
+                        "the pool {pool} answers again after {:.1} s",
+                        since.elapsed().as_secs_f64()
+                    );
+                }
+                seen.sizes = Some(sizes);
+                seen.reachable = true;
+            }
+            Err(StorageError::Unreachable(_)) => {
+                seen.reachable = false;
+                if !was_stalled {
+                    seen.stalled_since = Some(Instant::now());
+                    self.stalls.inc();
+                    tracing::warn!("the pool {pool} does not answer; is its server there?");
+                }
+            }
+            Err(error) => {
+                // An answer, though no good one: a stall has an end.
+                seen.reachable = false;
+                seen.stalled_since = None;
+                if was_reachable || was_stalled {
+                    tracing::warn!("the pool {pool} cannot be used: {}", chain(&error));
+                }
+            }
+        }
+        self.tell(&seen);
+        (seen.reachable, seen.stalled_since.is_some()) != (was_reachable, was_stalled)
+    }
+
+    fn tell(&self, seen: &Seen) {
+        let sizes = seen.sizes.unwrap_or_default();
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        for (gauge, what, number) in [
+            (&self.bytes, "total", sizes.total_bytes),
+            (&self.bytes, "free", sizes.free_bytes),
+            (&self.inodes, "total", sizes.total_inodes),
+            (&self.inodes, "free", sizes.free_inodes),
+        ] {
+            gauge.with_label_values(&[what]).set(signed(number));
+        }
+        self.reachable.set(i64::from(seen.reachable));
+        self.stalled.set(i64::from(seen.stalled_since.is_some()));
+    }
+}
+
+impl Pool {
+    /// Looks at the pool from now on, for as long as the process lives, and tells of each change. Unmounts a share
+    /// that nobody uses.
+    ///
+    /// # Errors
+    /// When there can be no thread.
+    pub fn watch(&self, on_change: OnChange) -> std::io::Result<()> {
+        let pool = self.clone();
+        let looking = std::thread::Builder::new().name("pool-watch".to_owned());
+        looking.spawn(move || {
+            for looks in 0_u64.. {
+                std::thread::sleep(LOOK_EVERY);
+                // A share that cannot be mounted is tried again, but not as often. One that was unmounted for want of
+                // use is left so.
+                let wanted = pool.is_mounted() || !pool.watched.last().1 && looks % TRY_EVERY == 0;
+                if wanted && pool.look() {
+                    on_change();
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    /// One look; true when something changed.
+    fn look(&self) -> bool {
+        let before = (self.watched.is_stalled(), self.watched.last().1);
+        self.measure(ANSWER_WITHIN);
+        if self.policy().share.is_some()
+            && !self.watched.is_stalled()
+            && !self.watched.last().1
+            && self.is_mounted()
+        {
+            // The server answers, but not for this mount: its handles are stale, as after a new file system there. A
+            // new mount has new ones. Somebody who uses it keeps it.
+            drop(self.unmount());
+        }
+        let idle_seconds = self.policy().share.as_ref().map_or(0, |share| share.idle_seconds);
+        if idle_seconds > 0 && self.watched.idle() > Duration::from_secs(idle_seconds) {
+            // Asked again only after as long, also when somebody uses it: a guest, as a rule.
+            self.watched.touched();
+            if let Err(error) = self.unmount() {
+                tracing::warn!("{}", chain(&error));
+            }
+        }
+        before != (self.watched.is_stalled(), self.watched.last().1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_begins_once_and_ends_with_an_answer_and_the_last_sizes_stay() {
+        let registry = Registry::new();
+        let watched = Watched::new(Path::new("/p"), &registry).unwrap();
+        let sizes = Sizes { total_bytes: 9, free_bytes: 5, total_inodes: 3, free_inodes: 1 };
+        assert!(watched.saw(Ok(sizes)));
+        assert!(!watched.saw(Ok(sizes)));
+        let late = || Err(StorageError::Unreachable("/p".into()));
+        assert!(watched.saw(late()));
+        assert!(!watched.saw(late()));
+        assert!(watched.is_stalled());
+        assert_eq!(watched.last(), (sizes, false));
+        assert_eq!((watched.stalls.get(), watched.stalled.get()), (1, 1));
+        assert!(watched.saw(Ok(sizes)));
+        assert_eq!((watched.stalls.get(), watched.stalled.get(), watched.reachable.get()), (1, 0, 1));
+        assert!(watched.saw(Err(StorageError::NotFound("/p".into()))));
+        assert!(!watched.is_stalled());
+        assert_eq!(watched.last(), (sizes, false));
+    }
+}
