@@ -11,7 +11,7 @@ use godwit_protocol::host::Cell;
 use godwit_protocol::id::InstanceId;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, IntGaugeVec, Opts};
+use prometheus::{CounterVec, GaugeVec, IntGaugeVec, Opts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ pub struct Locality {
     memory_age: GaugeVec,
     huge_pages: IntGaugeVec,
     vcpus: IntGaugeVec,
-    steal: GaugeVec,
+    steal: CounterVec,
 }
 
 /// A guest's memory when it was read.
@@ -105,9 +105,11 @@ impl Locality {
                 "vCPUs of a guest by the cell that they ran on last.",
                 &["instance", "cell"],
             )?,
-            steal: gauge(
-                "godwit_instance_steal_seconds_total",
-                "How long a guest's vCPUs wanted to run and could not, since it was started.",
+            steal: CounterVec::new(
+                Opts::new(
+                    "godwit_instance_steal_seconds_total",
+                    "How long a guest's vCPUs wanted to run and could not, since it was started.",
+                ),
                 &["instance"],
             )?,
         })
@@ -150,7 +152,8 @@ impl Locality {
                 near.insert(*cell);
             }
         }
-        self.steal.with_label_values(&[name]).set(delay_ns as f64 / 1e9);
+        // Made anew for each scrape: the kernel counts, not we.
+        self.steal.with_label_values(&[name]).inc_by(delay_ns as f64 / 1e9);
         near
     }
 
@@ -193,23 +196,26 @@ fn read_memory(
 
 impl Collector for Locality {
     fn desc(&self) -> Vec<&Desc> {
-        let gauges = [&self.memory_bytes, &self.memory_age, &self.steal];
+        let gauges = [&self.memory_bytes, &self.memory_age];
         let counts = [&self.huge_pages, &self.vcpus];
         gauges
             .into_iter()
             .flat_map(Collector::desc)
             .chain(counts.into_iter().flat_map(Collector::desc))
+            .chain(self.steal.desc())
             .collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let gauges = [&self.memory_bytes, &self.memory_age, &self.steal];
+        let gauges = [&self.memory_bytes, &self.memory_age];
         let counts = [&self.huge_pages, &self.vcpus];
         gauges.iter().for_each(|gauge| gauge.reset());
         counts.iter().for_each(|count| count.reset());
+        self.steal.reset();
         self.fill(Instant::now());
         let families = gauges.into_iter().flat_map(Collector::collect);
-        families.chain(counts.into_iter().flat_map(Collector::collect)).collect()
+        let families = families.chain(counts.into_iter().flat_map(Collector::collect));
+        families.chain(self.steal.collect()).collect()
     }
 }
 

@@ -38,7 +38,7 @@ use machine::Machine;
 use nix::fcntl::{Flock, FlockArg};
 pub use session::Running;
 use session::Session;
-pub use wire::Wire;
+pub use wire::{Station, Wire};
 
 /// Disk-backed on ordinary machines, and short: paths of unix sockets in it must stay below 108 bytes.
 const PARENT: &str = "/var/tmp";

@@ -66,6 +66,21 @@ impl Wire {
         self.inner.ports.cut.store(cut, Ordering::Relaxed);
     }
 
+    /// A port of the test's own, to send and receive whole frames.
+    ///
+    /// # Errors
+    /// When the switch takes no port.
+    pub fn station(&self) -> Result<Station, VmError> {
+        let before = self.inner.ports.number.load(Ordering::Acquire);
+        let stream = UnixStream::connect(self.path()).map_err(VmError::io("cannot plug into a wire"))?;
+        // Frames are lost until the switch has taken the port in.
+        while self.inner.ports.number.load(Ordering::Acquire) == before {
+            std::thread::yield_now();
+        }
+        drop(self.inner.ports.sockets());
+        Ok(Station { stream })
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.inner.path
     }
@@ -74,6 +89,36 @@ impl Wire {
     pub(super) fn new_address(&self) -> String {
         let number = self.inner.addresses.fetch_add(1, Ordering::Relaxed);
         format!("52:54:00:90:{:02x}:{:02x}", (number >> 8) & 0xff, number & 0xff)
+    }
+}
+
+/// A port of a wire that a test speaks through.
+#[derive(Debug)]
+pub struct Station {
+    stream: UnixStream,
+}
+
+impl Station {
+    /// Sends a frame from its destination address to the end of its payload.
+    ///
+    /// # Errors
+    /// When the wire is gone.
+    pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(frame.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        self.stream.write_all(&[&length.to_be_bytes(), frame].concat())
+    }
+
+    /// The next frame; a wait longer than `patience` is an error.
+    ///
+    /// # Errors
+    /// No frame came, or the wire is gone.
+    pub fn receive(&mut self, patience: std::time::Duration) -> io::Result<Vec<u8>> {
+        self.stream.set_read_timeout(Some(patience))?;
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length)?;
+        let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+        self.stream.read_exact(&mut frame)?;
+        Ok(frame)
     }
 }
 
@@ -96,11 +141,13 @@ impl Ports {
 
     /// Takes a new port in. It leaves when its VM does.
     fn plug(&self, stream: UnixStream) {
-        let number = self.number.fetch_add(1, Ordering::Relaxed);
         let Ok(writer) = stream.try_clone() else { return };
         // A VM that stands still does not hold the others up: its frames are lost, as on a full switch.
         let _ = writer.set_write_timeout(Some(std::time::Duration::from_millis(200)));
-        self.sockets().push((number, writer));
+        let mut sockets = self.sockets();
+        let number = self.number.fetch_add(1, Ordering::AcqRel);
+        sockets.push((number, writer));
+        drop(sockets);
         let ports = self.clone();
         std::thread::spawn(move || {
             // It ends with the VM, by whatever error.
