@@ -3,8 +3,6 @@
 
 mod frame;
 mod socket;
-#[cfg(test)]
-mod tests;
 mod v4;
 mod v6;
 
@@ -102,3 +100,6 @@ struct Answer {
     /// From the Ethernet header on.
     frame: Vec<u8>,
 }
+
+#[cfg(test)]
+mod tests;
