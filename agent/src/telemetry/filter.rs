@@ -96,7 +96,7 @@ impl PortFilter {
                 // Nothing is carried over: rules are written anew, and connections opened anew.
                 pins.remove_aside(pin)?;
             }
-            loader.map_pin_path(*name, pins.path(pin));
+            loader.map_pin_path(name, pins.path(pin));
         }
         loader.map_max_entries(CONNECTIONS_MAP, room.connections).map_max_entries(MEMBERS_MAP, room.members);
         let mut ebpf = loader.load(OBJECT).map_err(|error| TelemetryError::Object(Box::new(error)))?;

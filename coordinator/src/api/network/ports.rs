@@ -176,8 +176,11 @@ fn refuse_unbuilt(a: &mut Attributes) -> Answer<()> {
     a.inert("dns_domain", &[json!("")])
 }
 
-/// Pairs of a body: an address or a range, perhaps with an Ethernet address.
-fn pairs(a: &mut Attributes) -> Answer<Option<Vec<(Option<Mac>, IpNet)>>> {
+/// An allowed pair as it is written: a range, perhaps with an Ethernet address; without, that of the port.
+type Pair = (Option<Mac>, IpNet);
+
+/// Pairs of a body.
+fn pairs(a: &mut Attributes) -> Answer<Option<Vec<Pair>>> {
     let Some(items) = a.list("allowed_address_pairs")? else {
         // Null asks for none.
         return Ok(None);

@@ -142,11 +142,10 @@ fn protocol(a: &mut Attributes) -> Answer<Option<String>> {
     }
 }
 
-fn make(
-    fleet: &Fleet,
-    caller: &Caller,
-    mut a: Attributes,
-) -> Answer<(Vec<Change>, (SecurityRule, BTreeSet<NetworkId>))> {
+/// A rule and the networks whose hosts must hear of it.
+type Made = (SecurityRule, BTreeSet<NetworkId>);
+
+fn make(fleet: &Fleet, caller: &Caller, mut a: Attributes) -> Answer<(Vec<Change>, Made)> {
     let group = a.required_text("security_group_id")?;
     let group = security_groups::visible(fleet, caller, &group)?;
     // Rules are their group's, whoever is named.
