@@ -86,10 +86,11 @@ fn choose_mac(fleet: &Fleet, network: NetworkId, wanted: Option<Mac>) -> Result<
     }
 }
 
-fn check_host(fleet: &Fleet, host: Option<HostId>) -> Result<(), Error> {
+fn check_host(fleet: &Fleet, network: NetworkId, host: Option<HostId>) -> Result<(), Error> {
     match host {
         Some(id) if !fleet.hosts.contains_key(&id) => Err(Error::not_found("Host", id)),
-        _ => Ok(()),
+        Some(id) => network::check_on(fleet, network::find(fleet, network)?, id),
+        None => Ok(()),
     }
 }
 
@@ -144,7 +145,7 @@ pub fn create(fleet: &Fleet, new: NewPort, now: Time) -> Decision<Port> {
     check_text("device_id", &new.device_id)?;
     check_text("device_owner", &new.device_owner)?;
     let network = network::find(fleet, new.network)?;
-    check_host(fleet, new.host)?;
+    check_host(fleet, new.network, new.host)?;
     let port_security = new.port_security.unwrap_or(network.port_security);
     let (mut changes, groups) = match new.security_groups {
         Some(groups) => (vec![], groups),
@@ -235,7 +236,7 @@ pub fn update(fleet: &Fleet, id: PortId, update: PortUpdate, now: Time) -> Decis
         port.device_owner = device_owner;
     }
     if let Some(host) = update.host {
-        check_host(fleet, host)?;
+        check_host(fleet, port.network, host)?;
         port.host = host;
     }
     secure(fleet, &mut port, update.port_security, update.allowed_pairs, update.security_groups)?;
