@@ -8,7 +8,7 @@ use crate::hypervisor::chain;
 use crate::report::Reporter;
 use godwit_protocol::VERSION;
 use godwit_protocol::error::{ErrorKind, RequestError};
-use godwit_protocol::event::EventBatch;
+use godwit_protocol::event::{AgentNote, EventBatch};
 use godwit_protocol::id::HostId;
 use godwit_protocol::operation::Progress;
 use godwit_protocol::quic::{COORDINATOR_NAME, ChannelError, Identity, receive, send};
@@ -217,7 +217,7 @@ impl Uplink {
                 Ok(report) => {
                     failing = false;
                     if let Some(report) = report
-                        && let Err(error) = send_report(connection, &report).await
+                        && let Err(error) = tell(connection, &AgentNote::Report(Box::new(report))).await
                     {
                         return error;
                     }
@@ -241,7 +241,7 @@ impl Uplink {
         let Some(events) = &self.events else { return std::future::pending().await };
         loop {
             let batch = events.next().await;
-            if let Err(error) = send_event_batch(connection, &batch).await {
+            if let Err(error) = tell_batch(connection, batch.clone()).await {
                 return error;
             }
             events.taken(&batch);
@@ -266,20 +266,18 @@ impl Uplink {
     }
 }
 
-async fn send_report<T: serde::Serialize>(connection: &Connection, report: &T) -> Result<(), ChannelError> {
+/// Says it on a stream of its own.
+async fn tell(connection: &Connection, note: &AgentNote) -> Result<SendStream, ChannelError> {
     let mut to = connection.open_uni().await?;
-    send(&mut to, report).await?;
+    send(&mut to, note).await?;
     // Only fails when it is finished already.
     let _ = to.finish();
-    Ok(())
+    Ok(to)
 }
 
 /// Returns when the coordinator's end has all of it.
-async fn send_event_batch(connection: &Connection, batch: &EventBatch) -> Result<(), ChannelError> {
-    let mut to = connection.open_uni().await?;
-    send(&mut to, batch).await?;
-    let _ = to.finish();
-    match to.stopped().await {
+async fn tell_batch(connection: &Connection, batch: EventBatch) -> Result<(), ChannelError> {
+    match tell(connection, &AgentNote::Events(batch)).await?.stopped().await {
         Ok(_) => Ok(()),
         Err(_) => Err(connection.closed().await.into()),
     }

@@ -81,9 +81,10 @@ pub struct EventBatch {
     pub events: Vec<HostEvent>,
 }
 
-/// What an agent says by itself, on a stream of its own.
+/// What an agent says by itself, on a stream of its own. Tagged from outside: serde reads the other kinds of enum through
+/// a buffer in which JSON's keys cannot be numbers, and a report has maps by CPU and by cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(rename_all = "snake_case")]
 pub enum AgentNote {
     /// What happened.
     Events(EventBatch),

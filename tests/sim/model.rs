@@ -1,6 +1,7 @@
 //! A model of hosts behind the agents' channel: what each holds, and one fault to come.
 
 use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::event::AgentNote;
 use godwit_protocol::frame;
 use godwit_protocol::host::{
     Cell, Cpu, Heartbeat, HypervisorInfo, Inventory, PagePool, PoolReport, Underlay,
@@ -306,7 +307,7 @@ async fn converse(
                 let _ = connection.send_datagram(frame_body(&heartbeat).into());
                 if held != reported {
                     let mut stream = connection.open_uni().await?;
-                    quic::send(&mut stream, &report).await?;
+                    quic::send(&mut stream, &AgentNote::Report(Box::new(report))).await?;
                     let _ = stream.finish();
                     reported = held;
                 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::calls::{ProgressSink, Run};
 use crate::state::{IdentityPaths, State};
+use godwit_protocol::event::AgentNote;
 use godwit_protocol::host::{Heartbeat, HypervisorInfo, Inventory, Underlay};
 use godwit_protocol::id::InstanceId;
 use godwit_protocol::quic::host_name;
@@ -146,7 +147,10 @@ async fn accept(endpoint: &Endpoint, host: HostId) -> Connection {
 
 async fn report(connection: &Connection) -> HostReport {
     let mut from = soon("report", connection.accept_uni()).await.unwrap();
-    soon("report's frame", receive(&mut from)).await.unwrap()
+    match soon("report's frame", receive(&mut from)).await.unwrap() {
+        AgentNote::Report(report) => *report,
+        other => panic!("{other:?} is no report"),
+    }
 }
 
 async fn ask(connection: &Connection, request: &AgentRequest) -> RecvStream {
