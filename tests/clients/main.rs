@@ -6,6 +6,7 @@
 
 mod fields;
 mod fleet;
+mod groups;
 mod guests;
 mod images;
 mod refusals;
