@@ -215,7 +215,12 @@ pub(super) fn ensure_bridge(
             replace(conversation, other, "it is no bridge")?;
             changed = true;
             // The MTU that a bridge is made with follows its ports; one that is set later is kept.
-            create(conversation, &name, vec![LinkAttribute::Mtu(SMALLEST_MTU), settings()])?
+            let attributes = vec![
+                LinkAttribute::Mtu(SMALLEST_MTU),
+                LinkAttribute::Address(own_address().to_vec()),
+                settings(),
+            ];
+            create(conversation, &name, attributes)?
         }
     };
     let mut attributes = Vec::new();
@@ -233,6 +238,13 @@ pub(super) fn ensure_bridge(
         isolate(&name, wanted.vni)?;
     }
     Ok((bridge, changed))
+}
+
+/// An Ethernet address for a bridge, locally administered. One that is not given follows the ports, and the kernel drops
+/// all neighbours of a device whose address changes, the permanent ones too.
+fn own_address() -> [u8; 6] {
+    let [a, b, c, d, e, ..] = *uuid::Uuid::new_v4().as_bytes();
+    [0x02, a, b, c, d, e]
 }
 
 /// The network's VXLAN device, as wanted and on the bridge, but for being up, and whether it had to be changed for
