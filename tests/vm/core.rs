@@ -2,4 +2,5 @@
 
 mod frame;
 mod numa;
+mod pools;
 mod vlans;

@@ -1,0 +1,115 @@
+//! An NFS server and its clients, each a VM with Debian's kernel.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use godwit_tests::vm::{Vm, VmError, Wire};
+
+/// The server's address.
+pub(crate) const SERVER: &str = "10.9.0.1";
+
+/// How long anything may take on a machine that is busy, under emulation.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The server's start, at the first boot and after each loss of power: an export on xfs with reflinks, one on ext4, a
+/// small one that is soon full, and one that may only be read. The state of clients lies on a disk, so that they may
+/// claim their locks again. Short leases, so that a restart is not waited for long.
+const SERVE: &str = "
+modprobe -a nfsd xfs
+mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd
+mkdir -p /var/lib/nfs/rpc_pipefs
+mount -t rpc_pipefs sunrpc /var/lib/nfs/rpc_pipefs
+blkid /dev/vdc >/dev/null || mkfs.xfs -q -m reflink=1 /dev/vdc
+blkid /dev/vdd >/dev/null || mkfs.ext4 -q /dev/vdd
+blkid /dev/vde >/dev/null || mkfs.ext4 -q -O ^has_journal -m 0 /dev/vde
+mkdir -p /export/xfs /export/ext4 /export/small
+mount /dev/vdc /export/xfs
+mount /dev/vdd /export/ext4
+mount /dev/vde /export/small
+mkdir -p /export/ext4/.state /export/xfs/readonly /etc/nfs.conf.d
+printf '[nfsd]\\nvers3=n\\n[nfsdcld]\\nstoragedir=/export/ext4/.state\\n' > /etc/nfs.conf.d/test.conf
+for export in xfs ext4 small; do
+  echo \"/export/$export *(rw,sync,no_root_squash,no_subtree_check,insecure)\"
+done > /etc/exports
+echo '/export/xfs/readonly *(ro,sync,no_root_squash,no_subtree_check,insecure)' >> /etc/exports
+exportfs -ra
+nfsdcld
+echo 1048576 > /proc/fs/nfsd/max_block_size
+rpc.nfsd -N 3 -G 10 -L 10 4
+rpc.mountd -N 3
+";
+
+/// The server and its wire.
+pub(crate) struct NfsLab {
+    /// Cut it, and the server is away though it runs.
+    pub(crate) wire: Wire,
+    pub(crate) server: Vm,
+}
+
+impl NfsLab {
+    /// Starts the server; it boots while the caller goes on to start clients.
+    pub(crate) fn start() -> NfsLab {
+        let wire = Wire::new().expect("a wire");
+        let server = Vm::builder("server")
+            .memory_mib(640)
+            .disk(1 << 30)
+            .disk(1 << 30)
+            .disk(48 << 20)
+            .wire(&wire, "10.9.0.1/24")
+            .start()
+            .expect("the server starts");
+        NfsLab { wire, server }
+    }
+
+    /// Client number `number`, from 1, at 10.9.0.1`number`.
+    pub(crate) fn client(&self, number: u32) -> Client {
+        let name = format!("client{number}");
+        let builder = Vm::builder(&name).cpus(2).memory_mib(1024).program("godwit-agent");
+        let vm = builder.wire(&self.wire, &format!("10.9.0.1{number}/24")).start();
+        Client { vm: vm.expect("the client starts") }
+    }
+
+    /// Lets the server export; also after a loss of power.
+    pub(crate) fn serve(&self) {
+        self.server.shell(SERVE).expect("the server exports");
+    }
+}
+
+/// A VM that mounts.
+pub(crate) struct Client {
+    pub(crate) vm: Vm,
+}
+
+/// A step that must go well.
+#[track_caller]
+pub(crate) fn ok<T>(result: Result<T, VmError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+impl Client {
+    #[track_caller]
+    pub(crate) fn shell(&self, script: &str) -> String {
+        ok(self.vm.shell(script))
+    }
+
+    /// Mounts an export by hand, as the agent would.
+    #[track_caller]
+    pub(crate) fn mount(&self, export: &str, options: &str) -> String {
+        let folder = format!("/mnt/{}", export.rsplit('/').next().unwrap_or(export));
+        self.shell(&format!(
+            "modprobe -a nfs nfsv4; mkdir -p {folder}; \
+             mount -t nfs -o vers=4.2,proto=tcp,{options} {SERVER}:{export} {folder}"
+        ));
+        folder
+    }
+
+    /// Asks for something in a pool's folder as the agent asks its helper.
+    pub(crate) fn helper(&self, pool: &str, ask: &str) -> Result<String, VmError> {
+        let order = format!("{{\"pool\":\"{pool}\",\"ask\":{ask}}}");
+        let mut helper = self.vm.spawn_with(&["godwit-agent", "worker", "pool"], &BTreeMap::new(), &order)?;
+        Ok(helper.wait(PATIENCE)?.stdout)
+    }
+}
