@@ -10,6 +10,7 @@ mod quotas;
 mod security_groups;
 mod security_rules;
 mod subnets;
+mod tags;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +23,7 @@ use axum::Router;
 use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{any, get, put};
+use axum::routing::{any, get};
 use godwit_protocol::id::ProjectId;
 use serde_json::{Value, json};
 
@@ -34,25 +35,19 @@ pub fn router() -> Router<Shared> {
         .route("/extensions/{alias}", get(extensions::show))
         .route("/networks", get(networks::list).post(networks::create))
         .route("/networks/{id}", get(networks::show).put(networks::update).delete(networks::delete))
-        .route(
-            "/networks/{id}/tags",
-            put(networks::set_tags).get(networks::tags).delete(networks::clear_tags),
-        )
+        .route("/networks/{id}/tags", tags::routes(networks::tags, networks::retag))
         .route("/subnets", get(subnets::list).post(subnets::create))
         .route("/subnets/{id}", get(subnets::show).put(subnets::update).delete(subnets::delete))
-        .route("/subnets/{id}/tags", put(subnets::set_tags).get(subnets::tags).delete(subnets::clear_tags))
+        .route("/subnets/{id}/tags", tags::routes(subnets::tags, subnets::retag))
         .route("/ports", get(ports::list).post(ports::create))
         .route("/ports/{id}", get(ports::show).put(ports::update).delete(ports::delete))
-        .route("/ports/{id}/tags", put(ports::set_tags).get(ports::tags).delete(ports::clear_tags))
+        .route("/ports/{id}/tags", tags::routes(ports::tags, ports::retag))
         .route("/security-groups", get(security_groups::list).post(security_groups::create))
         .route(
             "/security-groups/{id}",
             get(security_groups::show).put(security_groups::update).delete(security_groups::delete),
         )
-        .route(
-            "/security-groups/{id}/tags",
-            put(security_groups::set_tags).get(security_groups::tags).delete(security_groups::clear_tags),
-        )
+        .route("/security-groups/{id}/tags", tags::routes(security_groups::tags, security_groups::retag))
         .route("/security-group-rules", get(security_rules::list).post(security_rules::create))
         .route("/security-group-rules/{id}", get(security_rules::show).delete(security_rules::delete))
         .route("/agents", get(agents::list))

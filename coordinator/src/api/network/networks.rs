@@ -1,7 +1,8 @@
 //! Networks.
 
 use super::list::{Collection, answer, with_fields};
-use super::{admin_only, created, decide_all, items, owner, tags_of};
+use super::tags::Retagged;
+use super::{admin_only, created, decide_all, items, owner};
 use crate::addresses;
 use crate::api::attributes::{Attributes, time_text};
 use crate::api::context::{Body, Caller, Links, Params};
@@ -282,35 +283,20 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// GET /networks/{id}/tags.
-pub(super) async fn tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Answer<Json<Value>> {
-    let tags = app.ledger.read(|fleet| visible(fleet, &caller, &id).map(|n| n.tags.clone()))?;
-    Ok(Json(json!({ "tags": tags })))
+/// Its labels.
+pub(super) fn tags(fleet: &Fleet, caller: &Caller, id: &str) -> Answer<Vec<String>> {
+    visible(fleet, caller, id).map(|n| n.tags.clone())
 }
 
-/// PUT /networks/{id}/tags.
-pub(super) async fn set_tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-    Body(body): Body<Value>,
-) -> Answer<Json<Value>> {
-    let change = NetworkUpdate { tags: Some(tags_of(body)?), ..NetworkUpdate::default() };
-    let changed = apply(&app, &caller, &id, change).await?;
-    Ok(Json(json!({ "tags": changed.tags })))
-}
-
-/// DELETE /networks/{id}/tags.
-pub(super) async fn clear_tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Answer<StatusCode> {
-    let change = NetworkUpdate { tags: Some(vec![]), ..NetworkUpdate::default() };
-    apply(&app, &caller, &id, change).await?;
-    Ok(StatusCode::NO_CONTENT)
+/// Gives it other labels.
+pub(super) fn retag(
+    fleet: &Fleet,
+    caller: &Caller,
+    id: &str,
+    tags: Vec<String>,
+) -> Answer<(Vec<Change>, Retagged)> {
+    let id = own(fleet, caller, id)?.id;
+    let change = NetworkUpdate { tags: Some(tags), ..NetworkUpdate::default() };
+    let (changes, network) = network::update(fleet, id, change, now())?;
+    Ok((changes, Retagged { tags: network.tags, told: None }))
 }

@@ -1,7 +1,8 @@
 //! Ports.
 
 use super::list::{Collection, answer, with_fields};
-use super::{admin_only, created, decide_all, items, networks, owner, security_groups, tags_of};
+use super::tags::Retagged;
+use super::{admin_only, created, decide_all, items, networks, owner, security_groups};
 use crate::addresses::AddressWish;
 use crate::api::attributes::{Attributes, time_text};
 use crate::api::context::{Body, Caller, Links, Params};
@@ -317,45 +318,21 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// GET /ports/{id}/tags.
-pub(super) async fn tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Answer<Json<Value>> {
-    let tags = app.ledger.read(|fleet| visible(fleet, &caller, &id).map(|p| p.tags.clone()))?;
-    Ok(Json(json!({ "tags": tags })))
+/// Its labels.
+pub(super) fn tags(fleet: &Fleet, caller: &Caller, id: &str) -> Answer<Vec<String>> {
+    visible(fleet, caller, id).map(|p| p.tags.clone())
 }
 
-async fn apply_tags(app: &Shared, caller: &Caller, id: &str, tags: Vec<String>) -> Answer<Vec<String>> {
+/// Gives it other labels.
+pub(super) fn retag(
+    fleet: &Fleet,
+    caller: &Caller,
+    id: &str,
+    tags: Vec<String>,
+) -> Answer<(Vec<Change>, Retagged)> {
     caller.require_member()?;
-    app.ledger
-        .change(|fleet| {
-            let id = visible(fleet, caller, id)?.id;
-            let change = PortUpdate { tags: Some(tags), ..PortUpdate::default() };
-            let (changes, (port, _)) = port::update(fleet, id, change, now())?;
-            Ok::<_, Fault>((changes, port.tags))
-        })
-        .await
-}
-
-/// PUT /ports/{id}/tags.
-pub(super) async fn set_tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-    Body(body): Body<Value>,
-) -> Answer<Json<Value>> {
-    let tags = apply_tags(&app, &caller, &id, tags_of(body)?).await?;
-    Ok(Json(json!({ "tags": tags })))
-}
-
-/// DELETE /ports/{id}/tags.
-pub(super) async fn clear_tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Answer<StatusCode> {
-    apply_tags(&app, &caller, &id, vec![]).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let id = visible(fleet, caller, id)?.id;
+    let change = PortUpdate { tags: Some(tags), ..PortUpdate::default() };
+    let (changes, (port, _)) = port::update(fleet, id, change, now())?;
+    Ok((changes, Retagged { tags: port.tags, told: None }))
 }

@@ -1,7 +1,8 @@
 //! Security groups.
 
 use super::list::{Collection, answer, with_fields};
-use super::{created, decide_all, items, owner, security_rules, tags_of};
+use super::tags::Retagged;
+use super::{created, decide_all, items, owner, security_rules};
 use crate::api::attributes::{Attributes, time_text};
 use crate::api::context::{Body, Caller, Links, Params};
 use crate::api::fault::{Answer, Fault};
@@ -199,35 +200,21 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// GET /security-groups/{id}/tags.
-pub(super) async fn tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Answer<Json<Value>> {
-    let tags = app.ledger.read(|fleet| visible(fleet, &caller, &id).map(|g| g.tags.clone()))?;
-    Ok(Json(json!({ "tags": tags })))
+/// Its labels.
+pub(super) fn tags(fleet: &Fleet, caller: &Caller, id: &str) -> Answer<Vec<String>> {
+    visible(fleet, caller, id).map(|g| g.tags.clone())
 }
 
-/// PUT /security-groups/{id}/tags.
-pub(super) async fn set_tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-    Body(body): Body<Value>,
-) -> Answer<Json<Value>> {
-    let change = GroupUpdate { tags: Some(tags_of(body)?), ..GroupUpdate::default() };
-    let changed = apply(&app, &caller, &id, change).await?;
-    Ok(Json(json!({ "tags": changed.tags })))
-}
-
-/// DELETE /security-groups/{id}/tags.
-pub(super) async fn clear_tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Answer<StatusCode> {
-    let change = GroupUpdate { tags: Some(vec![]), ..GroupUpdate::default() };
-    apply(&app, &caller, &id, change).await?;
-    Ok(StatusCode::NO_CONTENT)
+/// Gives it other labels.
+pub(super) fn retag(
+    fleet: &Fleet,
+    caller: &Caller,
+    id: &str,
+    tags: Vec<String>,
+) -> Answer<(Vec<Change>, Retagged)> {
+    caller.require_member()?;
+    let id = visible(fleet, caller, id)?.id;
+    let change = GroupUpdate { tags: Some(tags), ..GroupUpdate::default() };
+    let (changes, group) = security_group::update(fleet, id, change, now())?;
+    Ok((changes, Retagged { tags: group.tags, told: None }))
 }

@@ -1,7 +1,8 @@
 //! Subnets.
 
 use super::list::{Collection, answer, with_fields};
-use super::{created, decide_all, items, networks, owner, tags_of};
+use super::tags::Retagged;
+use super::{created, decide_all, items, networks, owner};
 use crate::api::attributes::{Attributes, time_text};
 use crate::api::context::{Body, Caller, Links, Params};
 use crate::api::fault::{Answer, Fault};
@@ -276,35 +277,20 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// GET /subnets/{id}/tags.
-pub(super) async fn tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Answer<Json<Value>> {
-    let tags = app.ledger.read(|fleet| visible(fleet, &caller, &id).map(|s| s.tags.clone()))?;
-    Ok(Json(json!({ "tags": tags })))
+/// Its labels.
+pub(super) fn tags(fleet: &Fleet, caller: &Caller, id: &str) -> Answer<Vec<String>> {
+    visible(fleet, caller, id).map(|s| s.tags.clone())
 }
 
-/// PUT /subnets/{id}/tags.
-pub(super) async fn set_tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-    Body(body): Body<Value>,
-) -> Answer<Json<Value>> {
-    let change = SubnetUpdate { tags: Some(tags_of(body)?), ..SubnetUpdate::default() };
-    let changed = apply(&app, &caller, &id, change).await?;
-    Ok(Json(json!({ "tags": changed.tags })))
-}
-
-/// DELETE /subnets/{id}/tags.
-pub(super) async fn clear_tags(
-    State(app): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Answer<StatusCode> {
-    let change = SubnetUpdate { tags: Some(vec![]), ..SubnetUpdate::default() };
-    apply(&app, &caller, &id, change).await?;
-    Ok(StatusCode::NO_CONTENT)
+/// Gives it other labels.
+pub(super) fn retag(
+    fleet: &Fleet,
+    caller: &Caller,
+    id: &str,
+    tags: Vec<String>,
+) -> Answer<(Vec<Change>, Retagged)> {
+    let id = own(fleet, caller, id)?.id;
+    let change = SubnetUpdate { tags: Some(tags), ..SubnetUpdate::default() };
+    let (changes, subnet) = subnet::update(fleet, id, change, now())?;
+    Ok((changes, Retagged { tags: subnet.tags, told: Some(subnet.network) }))
 }
