@@ -20,6 +20,7 @@ use godwit_protocol::quic::ChannelError;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Application protocol of the connections.
@@ -45,6 +46,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the beginning of a connection may take.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// A thread that panicked ends the stream; what it held is still read.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Why a disk did not arrive. What did is kept for the next attempt.
 #[derive(Debug, thiserror::Error)]

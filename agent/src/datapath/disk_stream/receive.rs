@@ -1,7 +1,7 @@
 //! The receiver: says what it has, takes the rest, and gives the disk its name when both sides agree on all of it.
 
 use super::wire::{Answer, Finish, Has, Message, Open, Outcome, read_frame, write_frame};
-use super::{ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, prepare};
+use super::{ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, lock, prepare};
 use crate::datapath::buffer::{Buffer, read};
 use crate::datapath::copy::{Growing, io_error, journal, publish, set_direct};
 use crate::datapath::digests::{Digests, Whole, ZeroDigests, digest};
@@ -20,7 +20,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver as Queue, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Chunks of a connection that came and wait to be written.
@@ -65,10 +65,6 @@ pub struct ReceiveReport {
 }
 
 type Tls = StreamOwned<ServerConnection, TcpStream>;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Waits for senders.
 pub struct Receiver {

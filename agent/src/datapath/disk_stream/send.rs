@@ -1,7 +1,7 @@
 //! The sender: reads data, and sends what the receiver does not have.
 
 use super::wire::{Answer, Finish, Has, Message, Open, Outcome, read_frame, write_frame};
-use super::{ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE};
+use super::{ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, lock};
 use crate::datapath::buffer::{Buffer, read};
 use crate::datapath::chunks::{Chunk, Chunks, Extents};
 use crate::datapath::copy::{CopyError, open_source, set_direct};
@@ -19,7 +19,7 @@ use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Chunks of a connection that are read and wait to be sent.
@@ -59,10 +59,6 @@ pub struct SendReport {
 }
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Sends a disk; `progress` is told the bytes of the disk that are done, and all.
 ///
