@@ -12,6 +12,7 @@ mod ports;
 mod series;
 mod shared;
 mod tables;
+pub(crate) mod taps;
 pub mod vxlan;
 
 pub use shared::Capacity;

@@ -7,7 +7,8 @@ mod v4;
 mod v6;
 
 use super::wanted::WantedNetworks;
-use crate::telemetry::filter::{Question, Requests, name_of};
+use crate::telemetry::filter::{Question, Requests};
+use crate::telemetry::taps::name_of;
 use godwit_protocol::port::Mac;
 use prometheus::{IntCounterVec, Opts, Registry};
 use socket::AnswerSocket;

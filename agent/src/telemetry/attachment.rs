@@ -21,15 +21,18 @@ pub(super) struct Place<'a> {
     pub(super) pin: &'a str,
 }
 
+/// What comes in is seen before anyone redirects or drops it, what goes out after everyone has had a say.
+pub(super) fn outside(side: TcAttachType) -> LinkOrder {
+    match side {
+        TcAttachType::Egress => LinkOrder::last(),
+        _ => LinkOrder::first(),
+    }
+}
+
 impl Place<'_> {
     /// Attaches a loaded program: by taking over the pinned attachment if it is of this link, else anew.
     pub(super) fn ensure(&self, program: &mut SchedClassifier, pins: &Pins) -> Result<(), TelemetryError> {
-        // What comes in is seen before anyone redirects or drops it, what goes out after everyone has had a say.
-        let order = match self.side {
-            TcAttachType::Egress => LinkOrder::last(),
-            _ => LinkOrder::first(),
-        };
-        self.ensure_in(program, pins, order)
+        self.ensure_in(program, pins, outside(self.side))
     }
 
     /// The same in this order.

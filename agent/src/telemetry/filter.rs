@@ -10,12 +10,13 @@ pub use collector::FilterCollector;
 pub use requests::{Question, Requests};
 
 use super::TelemetryError;
-use super::attachment::Place;
 use super::pins::{Layout, Pins};
+use super::shared::{hash, map_error, program_mut, removed, take_map};
+use super::taps::{TapPrograms, each_present, name_of};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData, MapError, MapType, PerCpuHashMap};
-use aya::programs::tc::{SchedClassifier, TcAttachType};
-use aya::programs::{LinkOrder, ProgramError};
+use aya::maps::{HashMap, MapData, MapError, MapType, PerCpuHashMap};
+use aya::programs::LinkOrder;
+use aya::programs::tc::TcAttachType;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use entries::{Direction, Wish};
 use godwit_ebpf_common::filter::{
@@ -33,12 +34,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// The programs, as agent/build.rs built them.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter"));
 
-/// The program of each side of a tap, as the host sees it.
+/// The program of each side of a tap.
 const SIDES: [(&str, TcAttachType); 2] =
     [(FROM_PROGRAM, TcAttachType::Ingress), (TO_PROGRAM, TcAttachType::Egress)];
 
-/// What the name of a tap's pins begins with, behind it the tap and the program.
-const PREFIX: &str = "filter_tap_";
+pub(super) const TAPS: TapPrograms = TapPrograms { prefix: "filter_tap_", sides: SIDES, order: inside };
+
+/// What a guest sends is filtered after its sender was checked, what it gets before it is counted.
+fn inside(side: TcAttachType) -> LinkOrder {
+    match side {
+        TcAttachType::Egress => LinkOrder::first(),
+        _ => LinkOrder::last(),
+    }
+}
 
 /// How long a guest that came from another host may go on with connections that it had, in nanoseconds.
 const ARRIVAL_NS: u64 = 300_000_000_000;
@@ -110,7 +118,7 @@ impl PortFilter {
         let epoch = filters.iter().filter_map(Result::ok).map(|(_, filter)| filter.epoch).max().unwrap_or(0);
         for (name, _) in SIDES {
             // Both before either is attached: a kernel that refuses one must not be left with the other.
-            program(&mut ebpf, name)?.load().map_err(|error| program_error(name, "loaded", error))?;
+            program_mut(&mut ebpf, name)?;
         }
         let (wanted, refused) = (BTreeMap::new(), 0);
         let inner = Inner { pins, ebpf, filters, members, connections, counts, wanted, told, epoch, refused };
@@ -125,12 +133,7 @@ impl PortFilter {
     pub fn adopt(&self) -> Result<(), TelemetryError> {
         let mut inner = self.lock();
         let Inner { pins, ebpf, .. } = &mut *inner;
-        for pin in pins.list(PREFIX)? {
-            let Some((tap, name, side)) = parse(&pin) else { continue };
-            let place = Place { program: name, link: &tap, side, pin: &pin };
-            place.adopt(program(ebpf, name)?, pins)?;
-        }
-        Ok(())
+        TAPS.exchange(ebpf, pins)
     }
 
     /// Brings the ports of a network to what is wanted of them.
@@ -210,7 +213,7 @@ impl Inner {
             return Ok(());
         }
         for (member, bits) in stale {
-            gone(MEMBERS_MAP, self.members.remove(&Key::new(bits, member)))?;
+            removed(MEMBERS_MAP, self.members.remove(&Key::new(bits, member)))?;
             self.told.remove(&(member, bits));
         }
         // Connections that a member opened are looked at again.
@@ -229,20 +232,11 @@ impl Inner {
         Ok(())
     }
 
-    /// A port that cannot be set up does not keep others from it; the first reason is told.
     fn refresh(&mut self) -> Result<(), TelemetryError> {
-        let mut failed = None;
-        for (tap, (_, wish)) in self.wanted.clone() {
-            if let Ok(index) = if_nametoindex(tap.as_str())
-                && let Err(error) = self.set_up(&tap, index, &wish)
-                // Gone meanwhile: then there is nothing to set up.
-                && if_nametoindex(tap.as_str()).is_ok()
-            {
-                failed.get_or_insert(error);
-            }
-        }
+        let wanted = self.wanted.clone();
+        let outcome = each_present(wanted, |tap, index, (_, wish)| self.set_up(tap, index, wish));
         self.forget_gone()?;
-        failed.map_or(Ok(()), Err)
+        outcome
     }
 
     fn set_up(&mut self, tap: &str, index: u32, wish: &Wish) -> Result<(), TelemetryError> {
@@ -254,22 +248,7 @@ impl Inner {
             self.epoch += 1;
             self.write(index, wish, self.epoch)?;
         }
-        for (name, side) in SIDES {
-            let pin = format!("{PREFIX}{tap}_{name}");
-            let place = Place { program: name, link: tap, side, pin: &pin };
-            let loaded = program(&mut self.ebpf, name)?;
-            let info = loaded.info().map_err(|error| program_error(name, "inspected", error))?;
-            if !place.holds(&info)? {
-                // What a guest sends is filtered after its sender was checked, what it gets before it is counted.
-                let order = match side {
-                    TcAttachType::Egress => LinkOrder::first(),
-                    _ => LinkOrder::last(),
-                };
-                place.ensure_in(loaded, &self.pins, order)?;
-                tracing::debug!(tap, program = name, "attached");
-            }
-        }
-        Ok(())
+        TAPS.attach(&mut self.ebpf, &self.pins, tap)
     }
 
     /// Writes both directions of a port. A port that is new here has just arrived.
@@ -287,30 +266,25 @@ impl Inner {
 
     /// Removes what belongs to taps that are not there any more.
     fn forget_gone(&mut self) -> Result<(), TelemetryError> {
-        for pin in self.pins.list(PREFIX)? {
-            let tap = parse(&pin).map(|(tap, _, _)| tap).unwrap_or_default();
-            if if_nametoindex(tap.as_str()).is_err() {
-                self.pins.remove(&pin)?;
-            }
-        }
+        TAPS.forget_gone(&self.pins)?;
         let is_gone = |key: &FilterKey| name_of(key.link).is_none();
         let filters: Vec<FilterKey> = self.filters.keys().filter_map(Result::ok).filter(is_gone).collect();
         if filters.is_empty() {
             return Ok(());
         }
         for key in &filters {
-            gone(FILTERS_MAP, self.filters.remove(key))?;
+            removed(FILTERS_MAP, self.filters.remove(key))?;
         }
         let counts: Vec<FilterKey> = self.counts.keys().filter_map(Result::ok).filter(is_gone).collect();
         for key in counts {
-            gone(COUNTS_MAP, self.counts.remove(&key))?;
+            removed(COUNTS_MAP, self.counts.remove(&key))?;
         }
         // A link's number is not given again soon; still, what its guest had opened is not another's.
         let links: BTreeSet<u32> = filters.iter().map(|key| key.link).collect();
         let stale: Vec<ConnectionKey> =
             self.connections.keys().filter_map(Result::ok).filter(|key| links.contains(&key.link)).collect();
         for key in stale {
-            gone(CONNECTIONS_MAP, self.connections.remove(&key))?;
+            removed(CONNECTIONS_MAP, self.connections.remove(&key))?;
         }
         Ok(())
     }
@@ -318,14 +292,11 @@ impl Inner {
 
 /// Each map's name, pin and, where another one cannot be adopted, layout.
 fn maps(room: Room) -> [(&'static str, &'static str, Option<Layout>); 6] {
-    fn layout<K, V>(name: &'static str, kind: MapType, entries: u32) -> Option<Layout> {
-        Some(Layout { name, kind, key_bytes: size_of::<K>(), value_bytes: size_of::<V>(), entries })
-    }
-    let filters = layout::<FilterKey, Filter>(FILTERS_MAP, MapType::Hash, FILTERS_ENTRIES);
-    let members = layout::<Key<Member>, u32>(MEMBERS_MAP, MapType::LpmTrie, room.members);
+    let filters = Some(hash::<FilterKey, Filter>(FILTERS_MAP, MapType::Hash, FILTERS_ENTRIES));
+    let members = Some(hash::<Key<Member>, u32>(MEMBERS_MAP, MapType::LpmTrie, room.members));
     let connections =
-        layout::<ConnectionKey, Connection>(CONNECTIONS_MAP, MapType::LruHash, room.connections);
-    let counts = layout::<FilterKey, Counts>(COUNTS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES);
+        Some(hash::<ConnectionKey, Connection>(CONNECTIONS_MAP, MapType::LruHash, room.connections));
+    let counts = Some(hash::<FilterKey, Counts>(COUNTS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES));
     [
         (FILTERS_MAP, "filters", filters),
         (MEMBERS_MAP, "members", members),
@@ -336,52 +307,7 @@ fn maps(room: Room) -> [(&'static str, &'static str, Option<Layout>); 6] {
     ]
 }
 
-/// The tap, program and side of a pin.
-fn parse(pin: &str) -> Option<(String, &'static str, TcAttachType)> {
-    let rest = pin.strip_prefix(PREFIX)?;
-    SIDES.iter().find_map(|(program, side)| {
-        let tap = rest.strip_suffix(program)?.strip_suffix('_')?;
-        Some((tap.to_owned(), *program, *side))
-    })
-}
-
-fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, TelemetryError> {
-    let program = ebpf.program_mut(name).ok_or(TelemetryError::Incomplete { name })?;
-    program.try_into().map_err(|error| program_error(name, "used", error))
-}
-
-fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, TelemetryError>
-where
-    M: TryFrom<Map, Error = MapError>,
-{
-    let map = ebpf.take_map(name).ok_or(TelemetryError::Incomplete { name })?;
-    M::try_from(map).map_err(|error| map_error(name, error))
-}
-
-/// Removing what is not there is a success: an LRU map forgets by itself.
-fn gone(map: &'static str, outcome: Result<(), MapError>) -> Result<(), TelemetryError> {
-    match outcome {
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        Err(MapError::KeyNotFound) => Ok(()),
-        other => other.map_err(|error| map_error(map, error)),
-    }
-}
-
-/// A link's name; none if it is gone, for which nix has an empty one.
-pub(crate) fn name_of(link: u32) -> Option<String> {
-    let name = nix::net::if_::if_indextoname(link).ok()?.into_string().ok()?;
-    Some(name).filter(|name| !name.is_empty())
-}
-
 fn monotonic_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
-}
-
-fn map_error(map: &'static str, source: MapError) -> TelemetryError {
-    TelemetryError::Map { map, source: Box::new(source) }
-}
-
-fn program_error(program: &'static str, action: &'static str, source: ProgramError) -> TelemetryError {
-    TelemetryError::Program { program, action, source: Box::new(source) }
 }

@@ -1,10 +1,11 @@
 //! The programs on guests' taps, and what each port may do.
 
 use super::TelemetryError;
-use super::attachment::Place;
+use super::attachment::{Place, outside};
 use super::pins::Pins;
 use super::shared::{self, ACCOUNT_PIN, Capacity, hash, inserted, map_error, removed, take_map};
 use super::tables::number;
+use super::taps::{TapPrograms, each_present, name_of};
 use super::vxlan::Cost;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap};
@@ -30,12 +31,11 @@ pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR")
 const PORTS_PIN: &str = "ports";
 const ALLOWED_PIN: &str = "allowed";
 
-/// The program of each side of a tap, as the host sees it.
+/// The program of each side of a tap.
 const SIDES: [(&str, TcAttachType); 2] =
     [(FROM_PROGRAM, TcAttachType::Ingress), (TO_PROGRAM, TcAttachType::Egress)];
 
-/// What the name of a tap's pins begins with, behind it the tap and the program.
-const PREFIX: &str = "tap_";
+pub(super) const TAPS: TapPrograms = TapPrograms { prefix: "tap_", sides: SIDES, order: outside };
 
 /// The object `port`, loaded.
 pub(super) struct Ports {
@@ -97,20 +97,10 @@ impl Ports {
         }
         let (wanted, refused) = (BTreeMap::new(), BTreeSet::new());
         let mut this = Self { pins, ebpf, ports, allowed, account, lost, wanted, rules, refused };
-        this.exchange()?;
+        TAPS.exchange(&mut this.ebpf, &this.pins)?;
         let carrier = shared::program_mut(&mut this.ebpf, CARRY_ACCOUNT_PROGRAM)?;
         shared::carry_counts(&this.pins, ACCOUNT_PIN, ACCOUNT_MAP, carrier, encode)?;
         Ok(this)
-    }
-
-    /// Puts these programs in the place of those that are pinned.
-    fn exchange(&mut self) -> Result<(), TelemetryError> {
-        for pin in self.pins.list(PREFIX)? {
-            let Some((tap, program, side)) = parse(&pin) else { continue };
-            let place = Place { program, link: &tap, side, pin: &pin };
-            place.adopt(shared::program_mut(&mut self.ebpf, program)?, &self.pins)?;
-        }
-        Ok(())
     }
 
     /// That these are the ports of a network on this host.
@@ -122,18 +112,10 @@ impl Ports {
     /// Looks at the taps that are there: attaches what is missing, forgets what is gone. A port that cannot be set
     /// up does not keep others from it; the first reason is told.
     pub(super) fn refresh(&mut self) -> Result<(), TelemetryError> {
-        let mut failed = None;
-        for (tap, (vni, port)) in self.wanted.clone() {
-            if let Ok(index) = nix::net::if_::if_nametoindex(tap.as_str())
-                && let Err(error) = self.set_up(&tap, index, vni, &port)
-                // Gone meanwhile: then there is nothing to set up.
-                && nix::net::if_::if_nametoindex(tap.as_str()).is_ok()
-            {
-                failed.get_or_insert(error);
-            }
-        }
+        let wanted = self.wanted.clone();
+        let outcome = each_present(wanted, |tap, index, (vni, port)| self.set_up(tap, index, *vni, port));
         self.forget_gone()?;
-        failed.map_or(Ok(()), Err)
+        outcome
     }
 
     fn set_up(&mut self, tap: &str, index: u32, vni: u32, port: &LocalPort) -> Result<(), TelemetryError> {
@@ -164,29 +146,13 @@ impl Ports {
         } else if !full {
             self.refused.remove(tap);
         }
-        for (program, side) in SIDES {
-            let pin = format!("{PREFIX}{tap}_{program}");
-            let place = Place { program, link: tap, side, pin: &pin };
-            let loaded = shared::program_mut(&mut self.ebpf, program)?;
-            let info = loaded.info().map_err(|source| place.program_error("inspected", source))?;
-            if !place.holds(&info)? {
-                place.ensure(loaded, &self.pins)?;
-                tracing::debug!(tap, program, "attached");
-            }
-        }
-        Ok(())
+        TAPS.attach(&mut self.ebpf, &self.pins, tap)
     }
 
     /// Removes what belongs to taps that are not there, or that are no wanted port's any more.
     fn forget_gone(&mut self) -> Result<(), TelemetryError> {
-        // An index without a link gives an empty name rather than an error.
-        let is_there = |index| nix::net::if_::if_indextoname(index).is_ok_and(|name| !name.is_empty());
-        for pin in self.pins.list(PREFIX)? {
-            let tap = parse(&pin).map(|(tap, _, _)| tap).unwrap_or_default();
-            if nix::net::if_::if_nametoindex(tap.as_str()).is_err() {
-                self.pins.remove(&pin)?;
-            }
-        }
+        TAPS.forget_gone(&self.pins)?;
+        let is_there = |index| name_of(index).is_some();
         let gone: BTreeSet<u32> =
             self.ports.keys().filter_map(Result::ok).filter(|index| !is_there(*index)).collect();
         for index in gone {
@@ -286,15 +252,6 @@ impl Ports {
         }
         self.ports.insert(index, settings(vni, port), 0).expect("there is room");
     }
-}
-
-/// The tap, program and side of a pin.
-fn parse(pin: &str) -> Option<(String, &'static str, TcAttachType)> {
-    let rest = pin.strip_prefix(PREFIX)?;
-    SIDES.iter().find_map(|(program, side)| {
-        let tap = rest.strip_suffix(program)?.strip_suffix('_')?;
-        Some((tap.to_owned(), *program, *side))
-    })
 }
 
 /// Key and value as `carry_account` takes them.
@@ -404,14 +361,5 @@ mod tests {
     fn a_port_without_security_has_no_rules() {
         assert_eq!(rules(7, &LocalPort { port_security: false, ..port() }).len(), 0);
         assert_eq!(rules(7, &port()).len(), 3, "its Ethernet address, its link-local and its own address");
-    }
-
-    #[test]
-    fn a_pins_name_says_which_program_is_on_which_tap() {
-        for (program, _) in SIDES {
-            let (tap, found, _) = parse(&format!("{PREFIX}gwt0123_{program}")).unwrap();
-            assert_eq!((tap.as_str(), found), ("gwt0123", program));
-        }
-        assert!(parse("networks").is_none());
     }
 }

@@ -1,6 +1,7 @@
 //! The filter's counters for `/metrics`.
 
-use super::{PortFilter, name_of};
+use super::PortFilter;
+use crate::telemetry::taps::name_of;
 use godwit_ebpf_common::filter::{Counts, INGRESS};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;

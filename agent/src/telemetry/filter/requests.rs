@@ -1,7 +1,8 @@
 //! Guests' questions by DHCP, out of the ring that the filter writes them to.
 
-use super::{TelemetryError, map_error};
+use super::TelemetryError;
 use crate::telemetry::pins::Pins;
+use crate::telemetry::shared::map_error;
 use aya::maps::{Map, MapData, RingBuf};
 use godwit_ebpf_common::filter::{REQUESTS_MAP, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -3,8 +3,9 @@
 mod guests;
 mod packets;
 
-use super::{PortFilter, Requests, Room, SIDES, program};
+use super::{PortFilter, Requests, Room, SIDES};
 use crate::network::sandbox::in_sandbox;
+use crate::telemetry::shared::program_mut;
 use aya::programs::{TestRun, TestRunOptions};
 use godwit_ebpf_common::filter::{FROM_PROGRAM, TO_PROGRAM};
 use godwit_protocol::id::{NetworkId, PortId, SecurityGroupId};
@@ -104,7 +105,7 @@ impl Bench {
     fn run(&self, name: &'static str, packet: &[u8]) -> bool {
         let mut inner = self.filter.lock();
         let mut out = vec![0; packet.len() + 256];
-        let result = program(&mut inner.ebpf, name)
+        let result = program_mut(&mut inner.ebpf, name)
             .unwrap()
             .test_run(TestRunOptions {
                 data_in: Some(packet),
