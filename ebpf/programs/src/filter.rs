@@ -3,6 +3,8 @@
 #![no_std]
 #![no_main]
 
+mod object;
+
 use aya_ebpf::{
     bindings::{
         BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST,
@@ -449,14 +451,3 @@ fn count(key: FilterKey, add: impl FnOnce(&mut Counts)) {
         add(unsafe { &mut *counts });
     }
 }
-
-/// There is nothing in these programs that panics; the compiler wants to be told what would happen.
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel reads this: helpers reserved to GPL-compatible programs are open to this licence.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -8,19 +8,25 @@ use godwit_ebpf_common::packet::{Frame, Size};
 /// bound.
 const NEAR_BYTES: usize = 512;
 
+/// Bytes in the linear part of a packet.
+#[inline(always)]
+fn near<const N: usize>(context: &TcContext, offset: usize) -> Option<[u8; N]> {
+    let start = context.data() + (offset & (NEAR_BYTES - 1));
+    if offset < NEAR_BYTES && start + N <= context.data_end() {
+        // SAFETY: these bytes are inside the packet, as the verifier checks by the line above.
+        return Some(unsafe { *(start as *const [u8; N]) });
+    }
+    None
+}
+
 /// A packet's bytes, read in place where they are in its linear part.
 pub struct Skb<'a>(pub &'a TcContext);
 
 impl Frame for Skb<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.0.data() + (offset & (NEAR_BYTES - 1));
-        if offset < NEAR_BYTES && start + N <= self.0.data_end() {
-            // SAFETY: these bytes are inside the packet, as the verifier checks by the line above.
-            return Some(unsafe { *(start as *const [u8; N]) });
-        }
         // Not in the linear part, or far off: copied by the kernel, which takes twice as long.
-        self.0.load(offset).ok()
+        near(self.0, offset).or_else(|| self.0.load(offset).ok())
     }
 
     #[inline(always)]
@@ -53,12 +59,7 @@ pub fn head(context: &TcContext) -> Head<'_> {
 impl Frame for Head<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.0.data() + (offset & (NEAR_BYTES - 1));
-        if offset < NEAR_BYTES && start + N <= self.0.data_end() {
-            // SAFETY: these bytes are inside the packet, as the verifier checks by the line above.
-            return Some(unsafe { *(start as *const [u8; N]) });
-        }
-        None
+        near(self.0, offset)
     }
 
     #[inline(always)]
