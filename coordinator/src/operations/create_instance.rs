@@ -396,10 +396,7 @@ pub(super) fn spec(context: &Context, fleet: &Fleet) -> Result<InstanceSpec, Ste
 /// # Errors
 /// When flavor and image contradict each other: they did not when the instance was made.
 fn tuning(instance: &Instance) -> Result<Tuning, StepError> {
-    let flavor = &instance.flavor;
-    let request =
-        Request::from_specs(flavor.vcpus, flavor.memory_mib, &flavor.extra_specs, &instance.image_properties)
-            .map_err(|e| Error::Invalid(e.to_string()))?;
+    let request = place::request(instance)?;
     let emulator = request.guest.as_ref().and_then(|guest| guest.emulator_policy);
     Ok(Tuning {
         emulator_shares: emulator == Some(EmulatorPolicy::Share),
