@@ -11,6 +11,8 @@ pub mod command;
 pub mod copy;
 pub mod digests;
 pub mod disk_stream;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod image;
 mod journal;
 mod kernel;

@@ -187,6 +187,53 @@ fn a_source_that_changed_since_the_kill_is_copied_from_its_begin() {
     assert!(fixture.is_same());
 }
 
+/// A file of 24 MiB that answers EIO from its middle on, in a mount namespace of its own, and the copy of it.
+fn copy_what_does_not_read(fixture: &Fixture, method: &str) -> Output {
+    let script = r#"
+        set -e
+        mkdir -p "$1"
+        nbdfuse "$1/disk" --command nbdkit -s --exit-with-parent eval \
+            get_size='echo 24M' \
+            pread='[ $4 -lt 12582912 ] || { echo EIO a bad sector >&2; exit 1; }; head -c $3 /dev/zero | tr "\0" x' &
+        for wait in $(seq 1 1000); do [ -e "$1/disk" ] && break; sleep 0.01; done
+        "$2" copy --json --method "$4" "$1/disk" "$3""#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "--", "sh", "-c", script, "sh"]);
+    command.arg(fixture.folder.path().join("mount")).arg(AGENT).arg(&fixture.destination).arg(method);
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn a_source_that_does_not_read_in_its_middle_is_told_of_and_what_was_there_stays() {
+    for method in ["io_uring", "threads"] {
+        let fixture = Fixture::new();
+        fs::write(&fixture.destination, b"what was there").unwrap();
+        let output = copy_what_does_not_read(&fixture, method);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(message.contains("read") && message.contains("Input/output error"), "{message}");
+        assert_eq!(fs::read(&fixture.destination).unwrap(), b"what was there");
+    }
+}
+
+#[test]
+fn a_name_with_a_newline_is_a_name_and_one_that_ends_in_dots_is_refused() {
+    let mut fixture = Fixture::new();
+    fixture.destination = fixture.folder.path().join("two\nlines");
+    fixture.report(&[]);
+    assert!(fixture.is_same());
+    assert_eq!(fixture.names(), ["source", "two\nlines"]);
+    let refused = fixture.run(&["--no-clobber"]);
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains(r"two\nlines"), "a name must not make lines of its own: {text}");
+    for name in ["..", ".", "source/.."] {
+        fixture.destination = fixture.folder.path().join(name);
+        assert_eq!(fixture.run(&[]).status.code(), Some(1), "{name}");
+    }
+    assert_eq!(fixture.names(), ["source", "two\nlines"]);
+}
+
 #[test]
 fn scripts_are_told_what_happened_and_how_it_ended() {
     let fixture = Fixture::new();

@@ -1,4 +1,4 @@
-//! Godwit's project commands: `cargo xtask setup | demo | test | tidy | bench | oracle | vm`.
+//! Godwit's project commands: `cargo xtask setup | demo | test | tidy | bench | fuzz | oracle | vm`.
 //!
 //! This crate imports none of Godwit's own crates but the lab's library, so that it builds on a machine
 //! where `setup` has not yet installed what the daemons need.
@@ -7,6 +7,7 @@
 mod bench;
 mod command;
 mod demo;
+mod fuzz;
 mod oracle;
 mod setup;
 mod test;
@@ -31,6 +32,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Show Godwit's main job on three hosts of this machine
     Demo(demo::Arguments),
+    /// Feed random bytes to what reads the bytes of strangers
+    Fuzz(fuzz::Arguments),
     /// Answer placement and topology questions with Godwit's own code
     Oracle(oracle::Arguments),
     /// Install what building, the demo and the tests need
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
         Task::Bench(arguments) => bench::run(&arguments).map_err(Into::into),
         Task::Demo(arguments) => demo::run(&arguments).map_err(Into::into),
+        Task::Fuzz(arguments) => fuzz::run(&arguments).map_err(Into::into),
         Task::Oracle(arguments) => oracle::run(&arguments).map_err(Into::into),
         Task::Setup(arguments) => setup::run(&arguments).map_err(Into::into),
         Task::Test(arguments) => test::run(&arguments).map_err(Into::into),

@@ -13,6 +13,8 @@ mod wire;
 
 pub use receive::{ReceiveOrder, ReceiveReport, Receiver};
 pub use send::{SendOrder, SendReport, send};
+#[cfg(fuzzing)]
+pub(super) use wire::read_as_stream;
 
 use super::copy::CopyError;
 use godwit_protocol::frame::FrameError;

@@ -53,13 +53,13 @@ const BASE: &[Package] = &[
     package("mmdebstrap", "", "fills the root image of test VMs"),
     package("e2fsprogs", "", "the file system of test VMs, without a mount"),
     package("xorriso", "", "reads and writes config drives in tests"),
+    package("libnbd-bin", "", "nbdfuse: files that do not read, for tests; nbdcopy: a benchmark's peer"),
+    package("nbdkit", "", "disks that fail, for tests, and NBD servers for benchmarks"),
     package("python3", "", "runs the unmodified OpenStack clients"),
 ];
 
 const BENCH: &[Package] = &[
     package("fio", "", "disk peers and limits"),
-    package("libnbd-bin", "", "nbdcopy, a peer of copies"),
-    package("nbdkit", "", "nbd servers for copies"),
     package("rsync", "", "a peer of copies and streams"),
     package("xfsprogs", "", "a file system with reflinks to copy on"),
     package("openssh-server", "", "scp and rsync between two hosts, peers of streams"),

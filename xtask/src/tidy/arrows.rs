@@ -8,7 +8,7 @@ use super::{Finding, TidyError};
 use crate::command;
 
 /// Crate, and those it may import. A crate that is not listed may not exist.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("godwit-protocol", &[]),
     ("godwit", &[]),
     ("godwit-agent", &["godwit-protocol", "godwit-ebpf-common"]),
@@ -16,6 +16,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
     ("godwit-ebpf-common", &[]),
     ("godwit-ebpf-programs", &["godwit-ebpf-common"]),
     ("godwit-tests", &[]),
+    ("godwit-fuzz", &["godwit-agent", "godwit-protocol"]),
     ("xtask", &["godwit-tests"]),
 ];
 
@@ -42,10 +43,10 @@ struct Dependency {
     path: Option<String>,
 }
 
-/// Checks both workspaces: the main one and that of the eBPF programs.
+/// Checks all workspaces: the main one, that of the eBPF programs and that of the fuzz targets.
 pub(super) fn check(root: &Path) -> Result<Vec<Finding>, TidyError> {
     let mut findings = Vec::new();
-    for manifest in ["Cargo.toml", "ebpf/Cargo.toml"].map(|path| root.join(path)) {
+    for manifest in ["Cargo.toml", "ebpf/Cargo.toml", "tests/fuzz/Cargo.toml"].map(|path| root.join(path)) {
         let arguments = ["metadata", "--no-deps", "--format-version", "1", "--manifest-path"];
         let text = command::capture(command::cargo().args(arguments).arg(&manifest))?;
         let metadata: Metadata =
