@@ -30,6 +30,7 @@ pub mod spec;
 pub mod suggest;
 pub mod terms;
 pub mod topology;
+mod values;
 
 pub use explain::{HostRefusal, Refusal, Rule};
 pub use fit::{Limits, Order};

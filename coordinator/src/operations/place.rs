@@ -128,7 +128,7 @@ pub fn changes(
 pub fn request(instance: &Instance) -> Result<Request, Error> {
     let flavor = &instance.flavor;
     let request =
-        Request::from_specs(flavor.vcpus, flavor.memory_mib, &flavor.extra_specs, &instance.image_properties)
+        Request::accepted(flavor.vcpus, flavor.memory_mib, &flavor.extra_specs, &instance.image_properties)
             .map_err(|e| Error::Invalid(e.to_string()))?;
     Ok(Request { disk_bytes: instance.disk_bytes, ..request })
 }

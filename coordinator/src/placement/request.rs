@@ -8,31 +8,9 @@ use super::cpu_set::CpuSet;
 use super::guest::{self, CpuPolicy, Guest, PageSize};
 use super::spec::{Entry, SpecError, SpecRule, Specs, numbered};
 use super::topology::TopologyWish;
+use super::values;
 
-/// Keys under `hw:` that are understood, without the prefix; those that images may set as `hw_…` are marked.
-const KNOWN: [(&str, bool); 18] = [
-    ("numa_nodes", true),
-    ("numa_cpus", true),
-    ("numa_mem", true),
-    ("cpu_policy", true),
-    ("cpu_thread_policy", true),
-    ("cpu_dedicated_mask", false),
-    ("cpu_realtime", false),
-    ("cpu_realtime_mask", true),
-    ("cpu_sockets", true),
-    ("cpu_cores", true),
-    ("cpu_threads", true),
-    ("cpu_max_sockets", true),
-    ("cpu_max_cores", true),
-    ("cpu_max_threads", true),
-    ("mem_page_size", true),
-    ("emulator_threads_policy", false),
-    ("locked_memory", true),
-    // Says how near a passed-through device must be; without devices it asks for nothing.
-    ("pci_numa_affinity_policy", true),
-];
-
-/// Beginnings of keys that say where a guest may go: one that is not [`KNOWN`] is refused, so that a slip of the
+/// Beginnings of keys that say where a guest may go: one that is not one of [`values::KEYS`] is refused, so that a slip of the
 /// pen does not quietly lose a guarantee. Other keys do not matter here and are left alone.
 const PLACING: [&str; 6] = ["cpu_", "numa_", "mem_", "emulator_", "pci_", "pmem"];
 
@@ -56,10 +34,30 @@ pub struct Request {
 }
 
 impl Request {
-    /// Resolves a flavor (`vcpus`, `memory_mib`, `hw:…` extra specs) and an image (`hw_…` properties).
+    /// Resolves a flavor (`vcpus`, `memory_mib`, `hw:…` extra specs) and an image (`hw_…` properties) that somebody asks
+    /// for now.
     ///
     /// The error names the first rule that is broken, with key and value.
     pub fn from_specs(
+        vcpus: u32,
+        memory_mib: u64,
+        extra_specs: &BTreeMap<String, String>,
+        image_properties: &BTreeMap<String, String>,
+    ) -> Result<Self, SpecError> {
+        let specs = Specs::new(extra_specs, image_properties);
+        refuse_unknown_keys(specs)?;
+        values::check(specs)?;
+        let request = Self::accepted(vcpus, memory_mib, extra_specs, image_properties)?;
+        refuse_lost_maps(specs, &request)?;
+        TopologyWish::from_specs(specs)?.check(specs, vcpus)?;
+        Ok(request)
+    }
+
+    /// The same for what was accepted before, perhaps by a version that refused less.
+    ///
+    /// # Errors
+    /// As [`Self::from_specs`].
+    pub fn accepted(
         vcpus: u32,
         memory_mib: u64,
         extra_specs: &BTreeMap<String, String>,
@@ -89,6 +87,14 @@ impl Request {
 }
 
 impl Request {
+    /// Checks one extra spec of a flavor by itself.
+    ///
+    /// # Errors
+    /// The rule that its value breaks whatever the other keys say.
+    pub fn check_extra_spec(key: &str, value: &str) -> Result<(), SpecError> {
+        values::check_one(&Entry { key: key.to_owned(), value }, false)
+    }
+
     /// Whether any of its vCPUs has a host CPU of its own.
     pub fn pins(&self) -> bool {
         self.guest.as_ref().is_some_and(|guest| guest.cells.iter().any(|cell| cell.pins()))
@@ -149,28 +155,33 @@ pub fn topology_wish(
     TopologyWish::from_specs(checked(extra_specs, image_properties)?)
 }
 
+/// A map that nothing gives a topology to would be read by nobody.
+fn refuse_lost_maps(specs: Specs<'_>, request: &Request) -> Result<(), SpecError> {
+    let maps = ["hw:numa_cpus.", "hw:numa_mem.", "hw_numa_cpus.", "hw_numa_mem."];
+    let lost = |entry: &Entry<'_>| maps.iter().any(|map| entry.key.starts_with(map));
+    match specs.entries_by_source().map(|(entry, _)| entry).find(lost) {
+        Some(entry) if request.guest.is_none() => Err(entry.refuse(SpecRule::IncompleteMap)),
+        _ => Ok(()),
+    }
+}
+
 fn refuse_unknown_keys(specs: Specs<'_>) -> Result<(), SpecError> {
-    match specs.entries().find(|entry| !is_understood(entry)) {
-        Some(entry) => Err(entry.refuse(SpecRule::UnsupportedKey)),
+    match specs.entries_by_source().find(|(entry, by_image)| !is_understood(entry, *by_image)) {
+        Some((entry, _)) => Err(entry.refuse(SpecRule::UnsupportedKey)),
         None => Ok(()),
     }
 }
 
-fn is_understood(entry: &Entry<'_>) -> bool {
-    let known = |name: &str, by_image: bool| {
+fn is_understood(entry: &Entry<'_>, by_image: bool) -> bool {
+    let key = entry.key.as_str();
+    if let Some(name) = key.strip_prefix(if by_image { "hw_" } else { "hw:" }) {
         let base = match name.split_once('.') {
             Some((base @ ("numa_cpus" | "numa_mem"), _)) => base,
             _ => name,
         };
-        let allowed = KNOWN.iter().any(|&(known, image_may)| known == base && (image_may || !by_image));
-        allowed || !PLACING.iter().any(|placing| name.starts_with(placing))
-    };
-    let key = entry.key.as_str();
-    if let Some(name) = key.strip_prefix("hw:") {
-        return known(name, false);
-    }
-    if let Some(name) = key.strip_prefix("hw_") {
-        return known(name, true);
+        if values::KEYS.iter().any(|&(known, image_may, _)| known == base && (image_may || !by_image)) {
+            return true;
+        }
     }
     if let Some(class) = numbered(key, "resources") {
         return matches!(class, "VCPU" | "PCPU");
@@ -178,5 +189,9 @@ fn is_understood(entry: &Entry<'_>) -> bool {
     if let Some(name) = numbered(key, "trait") {
         return name == "HW_CPU_HYPERTHREADING" || entry.value != "required";
     }
-    key != "pci_passthrough:alias"
+    // Capitals, spaces, and the other source's prefix do not make it another key to the eye.
+    let plain = key.trim().to_ascii_lowercase();
+    let name = plain.strip_prefix("hw:").or_else(|| plain.strip_prefix("hw_")).map(str::trim_start);
+    let places = name.is_some_and(|name| PLACING.iter().any(|placing| name.starts_with(placing)));
+    !places && key != "pci_passthrough:alias"
 }

@@ -323,9 +323,12 @@ impl<'a> Specs<'a> {
         flavor.or_else(image).map(|(key, value)| Entry { key: key.clone(), value })
     }
 
-    /// All keys of both sources.
-    pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'a>> + use<'a> {
-        self.flavor.iter().chain(self.image).map(|(key, value)| Entry { key: key.clone(), value })
+    /// All keys of both sources, and whether each is the image's.
+    pub(super) fn entries_by_source(&self) -> impl Iterator<Item = (Entry<'a>, bool)> + use<'a> {
+        let of = |source: &'a BTreeMap<String, String>, by_image| {
+            source.iter().map(move |(key, value)| (Entry { key: key.clone(), value }, by_image))
+        };
+        of(self.flavor, false).chain(of(self.image, true))
     }
 }
 

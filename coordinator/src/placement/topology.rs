@@ -51,6 +51,17 @@ impl TopologyWish {
         Ok(Self { preferred: topology(preferred), maximum: topology(maximum) })
     }
 
+    /// Refuses a preference that no topology of these vCPUs can meet: more of something than there are vCPUs.
+    pub(super) fn check(&self, specs: Specs<'_>, vcpus: u32) -> Result<(), SpecError> {
+        let wanted = PARTS.iter().zip(counts(&self.preferred));
+        let Some((part, _)) = wanted.into_iter().find(|(_, count)| *count > vcpus) else { return Ok(()) };
+        let (flavor, image) = specs.both(&format!("cpu_{part}"));
+        match image.or(flavor) {
+            Some(entry) => Err(entry.refuse(SpecRule::TopologyImpossible)),
+            None => Ok(()),
+        }
+    }
+
     /// The best topology for this many vCPUs: nearest to the preference, then fewest threads, then most sockets.
     /// None when the maxima leave none.
     pub fn best(&self, vcpus: u32, allow_threads: bool) -> Option<CpuTopology> {

@@ -121,6 +121,7 @@ fn check_specs(flavor: &Flavor, specs: &BTreeMap<String, String>) -> Result<(), 
             )));
         }
         check_text(&format!("value of extra spec {key}"), value)?;
+        Request::check_extra_spec(key, value).map_err(|error| Error::Invalid(error.to_string()))?;
         let alone = BTreeMap::from([(key.clone(), value.clone())]);
         match Request::from_specs(flavor.vcpus, flavor.memory_mib, &alone, &BTreeMap::new()) {
             Err(error) if is_about_one_value(error.rule) => return Err(Error::Invalid(error.to_string())),
@@ -175,6 +176,11 @@ mod tests {
             ("hw:numa_nodes", "two", "bad_node_count"),
             ("hw:cpu_policy", "mine", "bad_cpu_policy"),
             ("hw:mem_page_size", "huge", "bad_page_size"),
+            ("hw:cpu_policy", "", "bad_cpu_policy"),
+            ("hw:cpu_dedicated_mask", " ", "bad_dedicated_mask"),
+            ("hw:numa_cpus.01", "0", "incomplete_map"),
+            ("hw:numa_mem.128", "512", "incomplete_map"),
+            ("trait:HW_CPU_HYPERTHREADING", "maybe", "invalid_request"),
             ("hw:cpu_polcy", "dedicated", "unsupported_key"),
             ("no/slash", "1", "no/slash"),
             ("", "1", "1 to 255"),

@@ -121,7 +121,6 @@ fn an_image_chooses_only_where_the_flavor_leaves_it_open() {
         request.guest.map(|guest| guest.cells[0].cpu_policy)
     };
     assert_eq!(policy("dedicated", "shared"), Some(Some(CpuPolicy::Dedicated)));
-    assert_eq!(policy("", "dedicated"), Some(Some(CpuPolicy::Dedicated)), "an empty value is not set");
     let specs = [("hw:cpu_policy", "dedicated"), ("hw:cpu_thread_policy", "prefer")];
     let guest = resolve(&specs, &[("hw_cpu_thread_policy", "require")]).unwrap().guest.unwrap();
     assert_eq!(guest.cells[0].thread_policy, Some(ThreadPolicy::Prefer), "an image does not tighten prefer");
@@ -235,6 +234,122 @@ fn every_bad_flavor_is_refused_by_its_rule() {
     }
 }
 
+/// Values that are nothing, or no number.
+const NOTHING: [&str; 5] = ["", " ", "\t\n", "\u{a0}", "\u{200b}"];
+
+#[test]
+fn a_value_that_is_nothing_is_refused_whatever_the_key_and_whoever_says_it() {
+    for (key, by_image, _) in crate::placement::values::KEYS {
+        let index = if matches!(key, "numa_cpus" | "numa_mem") { ".0" } else { "" };
+        for value in NOTHING {
+            let error = resolve(&[(&format!("hw:{key}{index}"), value)], &[]).unwrap_err();
+            assert_eq!((error.key.as_str(), error.value.as_str()), (&*format!("hw:{key}{index}"), value));
+            if by_image {
+                let error = resolve(&[], &[(&format!("hw_{key}{index}"), value)]).unwrap_err();
+                assert_eq!((error.key.as_str(), error.value.as_str()), (&*format!("hw_{key}{index}"), value));
+            }
+        }
+    }
+    for key in ["resources:VCPU", "resources2:PCPU", "trait:HW_CPU_HYPERTHREADING"] {
+        for value in NOTHING {
+            assert_eq!(broken(&[(key, value)], &[]), SpecRule::InvalidRequest, "{key}={value:?}");
+        }
+    }
+}
+
+#[test]
+fn what_an_older_version_took_with_empty_values_still_moves() {
+    let request =
+        Request::accepted(4, 1024, &map(&[("hw:cpu_policy", "")]), &map(&[("hw_cpu_policy", "dedicated")]));
+    assert_eq!(request.unwrap().guest.unwrap().cells[0].cpu_policy, Some(CpuPolicy::Dedicated));
+}
+
+#[test]
+fn numbers_are_plain_digits_of_a_size_that_can_be() {
+    let strange = ["-1", "+1", "1_0", "0x1", "1.0", "1e1", "٢", "２", "²", "½", "nine"];
+    for (key, rule) in [
+        ("numa_nodes", SpecRule::BadNodeCount),
+        ("cpu_sockets", SpecRule::InvalidRequest),
+        ("cpu_max_threads", SpecRule::InvalidRequest),
+        ("mem_page_size", SpecRule::BadPageSize),
+        ("numa_mem.0", SpecRule::InvalidRequest),
+    ] {
+        for value in strange {
+            assert_eq!(broken(&[(&format!("hw:{key}"), value)], &[]), rule, "hw:{key}={value}");
+        }
+    }
+    for value in ["9223372036854775808", "18446744073709551616", "340282366920938463463374607431768211456"] {
+        assert_eq!(broken(&[("hw:mem_page_size", value)], &[]), SpecRule::BadPageSize, "{value}");
+        assert_eq!(broken(&[("hw:numa_nodes", value)], &[]), SpecRule::AsymmetricSplit, "{value}");
+        let map = [("hw:numa_nodes", "1"), ("hw:numa_cpus.0", value), ("hw:numa_mem.0", "1024")];
+        assert_eq!(broken(&map, &[]), SpecRule::InvalidCpuList, "{value}");
+        let map = [("hw:numa_nodes", "1"), ("hw:numa_cpus.0", "0-3"), ("hw:numa_mem.0", value)];
+        assert!(resolve(&map, &[]).is_err(), "{value}");
+    }
+    assert_eq!(broken(&[("hw:mem_page_size", "33554432")], &[]), SpecRule::BadPageSize, "32 GiB");
+    for key in ["hw:cpu_sockets", "hw:cpu_max_cores"] {
+        assert_eq!(broken(&[(key, "0")], &[]), SpecRule::InvalidRequest, "{key}");
+    }
+    for part in ["sockets", "cores", "threads"] {
+        let (by_flavor, by_image) = (format!("hw:cpu_{part}"), format!("hw_cpu_{part}"));
+        assert_eq!(
+            broken(&[(&by_flavor, "5")], &[]),
+            SpecRule::TopologyImpossible,
+            "more than there are vCPUs"
+        );
+        assert_eq!(broken(&[], &[(&by_image, "9223372036854775808")]), SpecRule::ImageTopologyOverMax);
+        assert!(resolve(&[(&by_flavor, "5")], &[("hw_cpu_sockets", "4")]).is_ok(), "the image's goes first");
+    }
+}
+
+#[test]
+fn a_map_that_nobody_would_read_is_refused() {
+    let cell = |index: &str| format!("hw:numa_cpus{index}");
+    for index in
+        [".01", ".00", ".+0", ".-1", ".x", ".", "", ".128", ".99999999999999999999", ".٠", ". 0", ".0.0"]
+    {
+        let key = cell(index);
+        let error =
+            resolve(&[("hw:numa_nodes", "1"), (&key, "0-3"), ("hw:numa_mem.0", "1024")], &[]).unwrap_err();
+        assert_eq!((error.key.as_str(), error.rule), (key.as_str(), SpecRule::IncompleteMap), "{index}");
+    }
+    let gap = [
+        ("hw:numa_nodes", "1"),
+        ("hw:numa_cpus.0", "0-3"),
+        ("hw:numa_mem.0", "1024"),
+        ("hw:numa_cpus.2", "0-3"),
+    ];
+    assert_eq!(broken(&gap, &[]), SpecRule::IncompleteMap);
+    let of_none = [("hw:numa_cpus.0", "0-3"), ("hw:numa_mem.0", "1024")];
+    assert_eq!(broken(&of_none, &[]), SpecRule::IncompleteMap, "nothing asks for cells");
+    assert_eq!(broken(&[], &[("hw_numa_cpus.0", "0-3")]), SpecRule::IncompleteMap);
+}
+
+#[test]
+fn a_key_that_only_looks_like_another_is_refused() {
+    for (key, by_image) in [
+        ("hw: cpu_policy", false),
+        ("HW:cpu_policy", false),
+        (" hw:cpu_policy", false),
+        ("hw:CPU_POLICY", false),
+        ("hw:numa_nodes.0", false),
+        ("hw_cpu_policy", false),
+        ("hw:cpu_policy", true),
+    ] {
+        let pairs = [(key, "dedicated")];
+        let (flavor, image): (&[_], &[_]) = if by_image { (&[], &pairs) } else { (&pairs, &[]) };
+        assert_eq!(broken(flavor, image), SpecRule::UnsupportedKey, "{key}");
+    }
+    let both = [("trait:HW_CPU_HYPERTHREADING", "required"), ("trait1:HW_CPU_HYPERTHREADING", "forbidden")];
+    let dedicated = ("hw:cpu_policy", "dedicated");
+    assert_eq!(broken(&[dedicated, both[0], both[1]], &[]), SpecRule::InvalidRequest);
+    assert_eq!(
+        broken(&[dedicated], &[(both[0].0, "forbidden")]),
+        SpecRule::InvalidRequest,
+        "only flavors forbid"
+    );
+}
+
 #[test]
 fn what_only_a_flavor_may_say_is_refused_from_an_image() {
     for key in ["hw_cpu_dedicated_mask", "hw_emulator_threads_policy", "hw_cpu_realtime", "hw_numa_mempolicy"]
@@ -280,7 +395,11 @@ proptest! {
         flavor in specs("hw:"),
         image in specs("hw_"),
     ) {
+        let accepted = Request::accepted(vcpus, memory_mib, &flavor, &image);
         if let Ok(request) = Request::from_specs(vcpus, memory_mib, &flavor, &image) {
+            prop_assert_eq!(accepted.as_ref(), Ok(&request));
+        }
+        if let Ok(request) = accepted {
             let topology = request.topology;
             prop_assert_eq!(topology.sockets * topology.cores * topology.threads, vcpus);
             if let Some(guest) = request.guest {
