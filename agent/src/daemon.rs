@@ -7,6 +7,7 @@ use crate::drift::{self, Drifts};
 use crate::events::Events;
 use crate::guest_process::GuestProcesses;
 use crate::host::{Host, configured_cells};
+use crate::huge_pages::HugePages;
 use crate::hypervisor::libvirt::Libvirt;
 use crate::hypervisor::{Hypervisor, chain};
 use crate::instances::Instances;
@@ -283,12 +284,14 @@ fn assemble(
         config.memory_binding,
         registry,
     )?);
+    let huge_pages = Arc::new(HugePages::new(reservations.clone(), processes.clone(), registry)?);
     let host = Arc::new(Host {
         id,
         config,
         instances,
         reservations: reservations.clone(),
         drifts: drifts.clone(),
+        huge_pages,
         network,
         keeper,
         pool,
@@ -298,7 +301,7 @@ fn assemble(
     let reporter = Arc::new(Reporter::new(state.clone(), Arc::new(move || reported.report())));
     let seen = reporter.clone();
     registry.register(Box::new(Locality::new(reservations, processes, Arc::new(move || seen.cells()))?))?;
-    tokio::spawn(watch_drifts(drifts, reporter.clone()));
+    tokio::spawn(watch_drifts(host.clone(), reporter.clone()));
     let told = reporter.clone();
     host.pool.watch(Arc::new(move || told.mark_changed()))?;
     let told = reporter.clone();
@@ -314,18 +317,22 @@ fn assemble(
 }
 
 /// Looks from time to time whether guests are where they were reserved, and reports when that changes.
-async fn watch_drifts(drifts: Arc<Drifts>, reporter: Arc<Reporter>) {
+async fn watch_drifts(host: Arc<Host>, reporter: Arc<Reporter>) {
     let mut looks = tokio::time::interval(drift::LOOK_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for look in 0_u32.. {
         looks.tick().await;
-        let (drifts, cells) = (drifts.clone(), reporter.cells());
+        let (host, cells) = (host.clone(), reporter.cells());
         if cells.is_empty() {
             continue;
         }
-        let check = move || match look % drift::ASK_EVERY {
-            0 => drifts.check_all(&cells),
-            _ => drifts.check_threads(&cells),
+        let check = move || {
+            let elsewhere = match look % drift::ASK_EVERY {
+                0 => host.drifts.check_all(&cells),
+                _ => host.drifts.check_threads(&cells),
+            };
+            let now = host.capacity().map(|capacity| capacity.cells);
+            now.is_ok_and(|now| host.huge_pages.look(&now, &cells)) || elsewhere
         };
         let changed = tokio::task::spawn_blocking(check).await;
         if changed.unwrap_or(false) {

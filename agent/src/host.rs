@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::drift::Drifts;
+use crate::huge_pages::HugePages;
 use crate::instances::Instances;
 use crate::inventory::{assign_cpus, cpu_model, read_cells};
 use crate::network::HostNetwork;
@@ -35,6 +36,8 @@ pub struct Host {
     pub reservations: Arc<Reservations>,
     /// What is not where its reservation says.
     pub drifts: Arc<Drifts>,
+    /// Who holds its huge pages.
+    pub huge_pages: Arc<HugePages>,
     /// Its overlay.
     pub network: Arc<dyn HostNetwork>,
     /// What keeps it as it is wanted.
@@ -49,7 +52,8 @@ impl Host {
     /// # Errors
     /// `Unavailable` when sysfs does not read.
     pub fn capacity(&self) -> Result<Capacity, RequestError> {
-        let (cells, _) = configured_cells(&self.config)?;
+        let (mut cells, _) = configured_cells(&self.config)?;
+        self.huge_pages.leave_guests_out(&mut cells);
         Ok(Capacity { cells, reserved_memory_bytes: self.config.reserved_memory_bytes })
     }
 
@@ -85,7 +89,7 @@ impl Host {
             inventory,
             instances,
             reservations: self.reservations.list(),
-            drifts: self.drifts.list(),
+            drifts: [self.drifts.list(), self.huge_pages.list()].concat(),
             networks: self.keeper.report()?,
         })
     }

@@ -290,16 +290,17 @@ impl<'r> Machine<'r> {
         let mut pools = Vec::new();
         for size_kib in sizes.into_iter().filter(|&size_kib| size_kib > 0) {
             let total = self.tree.number(&format!("{folder}/hugepages-{size_kib}kB/nr_hugepages"))?;
-            pools.push(PagePool {
-                size_kib,
-                total: total.and_then(|total| total.try_into().ok()).unwrap_or(0),
-            });
+            let free = self.tree.number(&format!("{folder}/hugepages-{size_kib}kB/free_hugepages"))?;
+            let count = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+            let total = count(total).unwrap_or(0);
+            let taken = total.saturating_sub(count(free).unwrap_or(total));
+            pools.push(PagePool { size_kib, total, taken });
         }
         if pools.is_empty() {
             let machine = self.tree.read("proc/meminfo")?.unwrap_or_default();
             let size_kib = meminfo_kib(&machine, "Hugepagesize").filter(|&size_kib| size_kib > 0);
             let total = meminfo_kib(meminfo, "HugePages_Total").filter(|&total| total > 0);
-            pools.extend(size_kib.zip(total).map(|(size_kib, total)| PagePool { size_kib, total }));
+            pools.extend(size_kib.zip(total).map(|(size_kib, total)| PagePool { size_kib, total, taken: 0 }));
         }
         Ok(pools)
     }
@@ -330,7 +331,7 @@ fn add_ordinary_pages(cell: &mut Cell, page_kib: u64) {
     let huge_kib = cell.page_pools.iter().map(huge).fold(0, u64::saturating_add);
     let total = (cell.memory_bytes / 1024).saturating_sub(huge_kib) / page_kib;
     cell.page_pools.retain(|pool| pool.size_kib != page_kib);
-    cell.page_pools.insert(0, PagePool { size_kib: page_kib, total });
+    cell.page_pools.insert(0, PagePool { size_kib: page_kib, total, taken: 0 });
 }
 
 /// A value of a meminfo file: `MemTotal:  123 kB`, in a node's own file after `Node 0 `.

@@ -14,6 +14,7 @@ pub mod drift;
 pub mod events;
 pub mod guest_process;
 pub mod host;
+pub mod huge_pages;
 pub mod hypervisor;
 pub mod instances;
 pub mod inventory;

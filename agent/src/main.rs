@@ -147,7 +147,8 @@ fn show_inventory(root: &Path, json: bool) -> Result<(), Box<dyn Error>> {
             }
         }
         for pool in &cell.page_pools {
-            writeln!(out, "  {} pages of {} KiB", pool.total, pool.size_kib)?;
+            let taken = if pool.taken > 0 { format!(", {} in use", pool.taken) } else { String::new() };
+            writeln!(out, "  {} pages of {} KiB{taken}", pool.total, pool.size_kib)?;
         }
         let distances: Vec<String> =
             cell.distances.iter().map(|(other, distance)| format!("{other}: {distance}")).collect();

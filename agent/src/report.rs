@@ -93,9 +93,12 @@ impl Reporter {
 
     fn note_cells(&self, report: &HostReport) {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        if cells.as_ref().is_none_or(|(_, told)| *told != report.inventory.cells) {
-            *cells = Some((report.generation, report.inventory.cells.clone()));
-        }
+        let same = |told: &[Cell]| as_built(told) == as_built(&report.inventory.cells);
+        let generation = match &*cells {
+            Some((generation, told)) if same(told) => *generation,
+            _ => report.generation,
+        };
+        *cells = Some((generation, report.inventory.cells.clone()));
     }
 
     /// Since when the host's cells are told as they are in `now`.
@@ -103,7 +106,7 @@ impl Reporter {
         let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cells {
             None => Told::Never,
-            Some((generation, told)) if told == now => Told::Since(*generation),
+            Some((generation, told)) if as_built(told) == as_built(now) => Told::Since(*generation),
             Some(_) => Told::Otherwise,
         }
     }
@@ -124,6 +127,13 @@ impl Reporter {
     }
 }
 
+/// The cells without what others take of them: a plan is not out of date for a page, and the veto counts pages itself.
+fn as_built(cells: &[Cell]) -> Vec<Cell> {
+    let mut cells = cells.to_vec();
+    cells.iter_mut().flat_map(|cell| &mut cell.page_pools).for_each(|pool| pool.taken = 0);
+    cells
+}
+
 /// The report with its volatile figures made coarse.
 fn without_noise(report: &HostReport) -> HostReport {
     let mut report = report.clone();
@@ -136,7 +146,7 @@ fn without_noise(report: &HostReport) -> HostReport {
 
 /// A digest of the inventory that does not depend on volatile figures.
 pub fn digest(inventory: &Inventory) -> u64 {
-    let mut inventory = inventory.clone();
+    let mut inventory = Inventory { cells: as_built(&inventory.cells), ..inventory.clone() };
     for pool in &mut inventory.pools {
         pool.free_bytes = 0;
         pool.free_inodes = 0;

@@ -364,7 +364,8 @@ fn check_pages(host: &Capacity, others: &[&Reservation], wanted: &Reservation) -
             continue;
         };
         let pool = there.page_pools.iter().find(|p| p.size_kib == size_kib);
-        let total = pool.ok_or(ReserveError::NoPageSize { cell: there.id, size_kib })?.total;
+        let pool = pool.ok_or(ReserveError::NoPageSize { cell: there.id, size_kib })?;
+        let total = pool.total.saturating_sub(pool.taken);
         let held = |r: &Reservation| -> u64 {
             let same = |c: &&ReservedCell| c.host == there.id && c.page_size_kib == Some(size_kib);
             r.cells.iter().filter(same).map(|c| pages(c, size_kib)).sum()

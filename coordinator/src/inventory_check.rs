@@ -1,7 +1,7 @@
 //! Whether what a host says of itself can be true. An inventory that contradicts itself is not taken in: placement
 //! would give out what is not there, or give it out twice.
 
-use godwit_protocol::host::{Cell, Inventory};
+use godwit_protocol::host::{Cell, Inventory, PagePool};
 use std::collections::BTreeSet;
 
 /// How an inventory contradicts itself.
@@ -28,6 +28,18 @@ pub enum Contradiction {
         cell: u32,
         /// In KiB.
         size_kib: u64,
+    },
+    /// More pages in use than there are.
+    #[error("cell {cell} has {total} pages of {size_kib} KiB, and others hold {taken} of them")]
+    Taken {
+        /// The cell.
+        cell: u32,
+        /// In KiB.
+        size_kib: u64,
+        /// Pages there are.
+        total: u64,
+        /// Pages in use.
+        taken: u64,
     },
     /// More memory in pages than memory.
     #[error("cell {cell} has {pages_kib} KiB in pages and {memory_kib} KiB of memory")]
@@ -86,6 +98,9 @@ fn check_cell(cell: &Cell) -> Result<(), Contradiction> {
     let twice = cell.page_pools.iter().find(|pool| !sizes.insert(pool.size_kib));
     if let Some(pool) = twice {
         return Err(Contradiction::Pages { cell: cell.id, size_kib: pool.size_kib });
+    }
+    if let Some(&PagePool { size_kib, total, taken }) = cell.page_pools.iter().find(|p| p.taken > p.total) {
+        return Err(Contradiction::Taken { cell: cell.id, size_kib, total, taken });
     }
     let pages_kib = cell
         .page_pools

@@ -103,12 +103,15 @@ pub struct Cpu {
 }
 
 /// Pages of one size in a cell.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PagePool {
     /// Page size in KiB.
     pub size_kib: u64,
     /// Pages there are.
     pub total: u64,
+    /// Huge pages that others than the host's guests hold.
+    #[serde(default)]
+    pub taken: u64,
 }
 
 /// A network device.

@@ -116,6 +116,11 @@ pub enum Aspect {
         /// The host's cell that should have it.
         cell: u32,
     },
+    /// Huge pages that others have taken from under a reservation whose guest does not run.
+    HugePages {
+        /// The host's cell that should have them.
+        cell: u32,
+    },
     /// The instance runs and holds nothing.
     Unreserved,
     /// The host holds something else for the instance than the coordinator knows.
@@ -130,6 +135,7 @@ impl Aspect {
             Self::VcpuThread { .. } => "vcpu_thread",
             Self::EmulatorThread => "emulator_thread",
             Self::Memory { .. } => "memory",
+            Self::HugePages { .. } => "huge_pages",
             Self::Unreserved => "unreserved",
             Self::Reservation => "reservation",
         }

@@ -210,7 +210,7 @@ fn inventory(host: HostId) -> Inventory {
         id,
         cpus: vec![cpu(2 * id), cpu(2 * id + 1)],
         memory_bytes: 4 << 30,
-        page_pools: vec![PagePool { size_kib: 4, total: 1 << 20 }],
+        page_pools: vec![PagePool { size_kib: 4, total: 1 << 20, taken: 0 }],
         distances: BTreeMap::new(),
         shared_cpus: vec![2 * id, 2 * id + 1],
         dedicated_cpus: vec![2 * id, 2 * id + 1],

@@ -56,7 +56,10 @@ fn capacity() -> Capacity {
         id,
         cpus: (id * CPUS..(id + 1) * CPUS).map(cpu).collect(),
         memory_bytes: 1 << 30,
-        page_pools: vec![PagePool { size_kib: 4, total: 1 << 17 }, PagePool { size_kib: 2048, total: PAGES }],
+        page_pools: vec![
+            PagePool { size_kib: 4, total: 1 << 17, taken: 0 },
+            PagePool { size_kib: 2048, total: PAGES, taken: 0 },
+        ],
         distances: BTreeMap::new(),
         shared_cpus: vec![],
         dedicated_cpus: (id * CPUS..(id + 1) * CPUS).collect(),

@@ -5,6 +5,7 @@ use crate::calls::{CallState, Calls};
 use crate::config::Config;
 use crate::drift::Drifts;
 use crate::guest_process::GuestProcesses;
+use crate::huge_pages::HugePages;
 use crate::hypervisor::MemoryBinding;
 use crate::hypervisor::fake::Fake;
 use crate::instances::Instances;
@@ -79,6 +80,7 @@ impl Rig {
             MemoryBinding::None,
             &registry,
         );
+        let huge_pages = HugePages::new(reservations.clone(), GuestProcesses::default(), &registry);
         let migration_listen = ([127, 0, 0, 1], 0).into();
         let wanted = Arc::new(WantedNetworks::open(dir.path()).unwrap());
         let keeper = Keeper::new(network.clone(), wanted, &registry).unwrap();
@@ -90,6 +92,7 @@ impl Rig {
             instances,
             reservations,
             drifts: Arc::new(drifts.unwrap()),
+            huge_pages: Arc::new(huge_pages.unwrap()),
             network: network.clone(),
             keeper: Arc::new(keeper),
         });

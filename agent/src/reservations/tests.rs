@@ -23,8 +23,8 @@ fn host() -> Capacity {
             .collect(),
         memory_bytes: 8 * GIB,
         page_pools: vec![
-            PagePool { size_kib: 4, total: 8 * GIB / 4096 },
-            PagePool { size_kib: 2048, total: huge_pages },
+            PagePool { size_kib: 4, total: 8 * GIB / 4096, taken: 0 },
+            PagePool { size_kib: 2048, total: huge_pages, taken: 0 },
         ],
         distances: BTreeMap::new(),
         shared_cpus: vec![id * 4, id * 4 + 1],

@@ -180,9 +180,9 @@ impl DescribedHosts {
                 siblings: (cpu / threads * threads..(cpu / threads + 1) * threads).collect(),
                 ..Cpu::default()
             };
-            let mut page_pools = vec![PagePool { size_kib: 4, total: small_kib / 4 }];
+            let mut page_pools = vec![PagePool { size_kib: 4, total: small_kib / 4, taken: 0 }];
             let huge = self.huge_pages_per_cell.iter();
-            page_pools.extend(huge.map(|(&size_kib, &total)| PagePool { size_kib, total }));
+            page_pools.extend(huge.map(|(&size_kib, &total)| PagePool { size_kib, total, taken: 0 }));
             Cell {
                 id,
                 cpus: cpus.clone().map(cpu).collect(),

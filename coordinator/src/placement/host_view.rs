@@ -237,7 +237,12 @@ fn cell_view(cell: &godwit_protocol::host::Cell) -> Cell {
         distances: Arc::new(cell.distances.clone()),
         has_underlay: false,
         page_pools: pools
-            .map(|pool| PagePool { size_kib: pool.size_kib, total: pool.total, used: 0, reserved: 0 })
+            .map(|pool| PagePool {
+                size_kib: pool.size_kib,
+                total: pool.total,
+                used: 0,
+                reserved: pool.taken,
+            })
             .collect(),
     }
 }

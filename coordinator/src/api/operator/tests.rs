@@ -43,7 +43,7 @@ fn inventory(name: &str, cpus: u32) -> Inventory {
             id: 0,
             cpus: (0..cpus).map(cpu).collect(),
             memory_bytes: 4 << 30,
-            page_pools: vec![PagePool { size_kib: 4, total: 1 << 20 }],
+            page_pools: vec![PagePool { size_kib: 4, total: 1 << 20, taken: 0 }],
             distances: BTreeMap::from([(0, 10)]),
             shared_cpus: (0..cpus).collect(),
             dedicated_cpus: vec![],
@@ -139,14 +139,18 @@ async fn an_inventory_that_contradicts_itself_is_refused_and_the_one_before_stay
     let id = host(&api, "h1", 2).await;
     let before = api.app.ledger.read(|fleet| fleet.hosts[&id].inventory.clone());
     type Lie = fn(&mut Inventory);
-    let lies: [(Lie, &str); 7] = [
+    let lies: [(Lie, &str); 8] = [
         (|i| i.cells.push(i.cells[0].clone()), "cell 0 is in it twice"),
         (|i| i.cells.push(Cell { id: 1, ..i.cells[0].clone() }), "CPU 0 is in it twice"),
         (|i| i.cells[0].dedicated_cpus.push(9), "shares or dedicates CPU 9"),
-        (|i| i.cells[0].page_pools.push(PagePool { size_kib: 4, total: 0 }), "pages of 4 KiB twice"),
+        (
+            |i| i.cells[0].page_pools.push(PagePool { size_kib: 4, total: 0, taken: 0 }),
+            "pages of 4 KiB twice",
+        ),
         (|i| i.cells[0].page_pools[0].size_kib = 0, "pages of no size"),
         (|i| i.cells[0].page_pools[0].total = u64::MAX, "KiB in pages"),
         (|i| i.pools[0].free_bytes = u64::MAX, "bytes free of"),
+        (|i| i.cells[0].page_pools[0].taken = u64::MAX, "others hold"),
     ];
     for (generation, (lie, text)) in (1..).zip(lies) {
         let mut inventory = inventory("h1", 2);

@@ -192,8 +192,8 @@ fn inventory() -> report::Inventory {
             .collect(),
         memory_bytes: 1 << 30,
         page_pools: vec![
-            report::PagePool { size_kib: 4, total: 1 << 17 },
-            report::PagePool { size_kib: 2048, total: 256 },
+            report::PagePool { size_kib: 4, total: 1 << 17, taken: 0 },
+            report::PagePool { size_kib: 2048, total: 256, taken: 0 },
         ],
         distances: BTreeMap::new(),
         shared_cpus: cpus.to_vec(),

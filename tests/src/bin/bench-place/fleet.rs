@@ -410,8 +410,8 @@ fn inventory(cells: u32) -> Inventory {
             cpus: (first..first + per_cell).map(cpu).collect(),
             memory_bytes: memory_kib * 1024,
             page_pools: vec![
-                PagePool { size_kib: 4, total: memory_kib / 4 * 3 / 4 },
-                PagePool { size_kib: 2048, total: memory_kib / 4 / 2048 },
+                PagePool { size_kib: 4, total: memory_kib / 4 * 3 / 4, taken: 0 },
+                PagePool { size_kib: 2048, total: memory_kib / 4 / 2048, taken: 0 },
             ],
             distances: (0..cells).map(|to| (to, far(to))).collect(),
             shared_cpus: (first..first + per_cell / 4).collect(),
