@@ -1,5 +1,7 @@
 //! `godwit host`: the machines that servers run on, and how new ones join.
 
+mod drain;
+
 use crate::error::Result;
 use crate::http::encode;
 use crate::output::{Column, Format, cell};
@@ -38,6 +40,13 @@ pub(crate) enum Command {
         #[arg(long)]
         reason: Option<String>,
     },
+    /// Move all servers of a host away, live, and place no new ones on it
+    Drain(drain::Drain),
+    /// Stop draining a host; servers that have left do not come back by themselves
+    Undrain {
+        /// Id or name
+        host: String,
+    },
     /// List what does not run where it was reserved; none is as it should be
     Drift,
     /// Forget a host without servers; it may not connect any more
@@ -50,10 +59,11 @@ pub(crate) enum Command {
 pub(crate) const COLUMNS: &[Column] = &[
     ("name", |host| cell(&host["name"])),
     ("state", |host| cell(&host["state"])),
-    ("placement", |host| match host["enabled"].as_bool() {
-        Some(true) => "enabled".into(),
-        Some(false) => "disabled".into(),
-        None => String::new(),
+    ("placement", |host| match (host["enabled"].as_bool(), host["draining"].as_bool()) {
+        (Some(_), Some(true)) => "draining".into(),
+        (Some(true), _) => "enabled".into(),
+        (Some(false), _) => "disabled".into(),
+        (None, _) => String::new(),
     }),
     ("address", |host| cell(&host["address"])),
     ("servers", |host| cell(&host["instances"])),
@@ -91,6 +101,12 @@ impl Command {
             Command::Token { ttl } => token(app, ttl),
             Command::Enable { host } => set_enabled(app, &host, true, None),
             Command::Disable { host, reason } => set_enabled(app, &host, false, reason),
+            Command::Drain(drain) => drain.run(app),
+            Command::Undrain { host } => {
+                let host = HOST.find(&app.session, &host)?;
+                app.session.delete(Service::Operator, &format!("/hosts/{}/drain", encode(&id(&host)?)))?;
+                app.output.done("no longer draining host", &[host])
+            }
             Command::Drift => {
                 let answer = app.session.get(Service::Operator, "/drifts")?;
                 let drifts = answer["drifts"].as_array().cloned().unwrap_or_default();

@@ -79,7 +79,7 @@ pub(crate) enum Command {
 pub(crate) struct Waiting {
     /// Wait until it is done
     #[arg(long)]
-    wait: bool,
+    pub(crate) wait: bool,
     /// Wait at most this long
     #[arg(
         long,
@@ -92,7 +92,7 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    fn timeout(&self) -> Duration {
+    pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout)
     }
 }

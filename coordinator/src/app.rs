@@ -3,6 +3,7 @@
 use crate::agents::Agents;
 use crate::ca::Ca;
 use crate::config::Config;
+use crate::drain;
 use crate::events::Events;
 use crate::images::Images;
 use crate::l2;
@@ -44,9 +45,10 @@ impl App {
     }
 }
 
-/// Starts what runs by itself: forwarding, and the operations that an earlier life left unfinished.
+/// Starts what runs by itself: forwarding, drains of hosts, and the operations that an earlier life left unfinished.
 pub fn start(app: &Shared) {
     app.ledger.observe(|fleet| fleet.set_limits(operations::place::limits(&app.config)));
     tokio::spawn(l2::run(app.clone()));
+    tokio::spawn(drain::run(app.clone()));
     operations::resume(app);
 }

@@ -275,6 +275,7 @@ pub fn join(
         name: name.to_owned(),
         enabled: true,
         disabled_reason: None,
+        drain: None,
         inventory: None,
         joined_at: now,
         key_digest: key_digest.to_owned(),

@@ -9,6 +9,7 @@ pub mod app;
 pub mod ca;
 pub mod config;
 pub mod crash;
+pub mod drain;
 pub mod drift;
 pub mod error;
 pub mod events;

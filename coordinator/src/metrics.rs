@@ -176,6 +176,7 @@ mod tests {
             name: "h1".into(),
             enabled: true,
             disabled_reason: None,
+            drain: None,
             inventory: None,
             joined_at: now(),
             key_digest: String::new(),

@@ -97,6 +97,7 @@ impl Fleet {
             name: format!("h{number}"),
             enabled: true,
             disabled_reason: None,
+            drain: None,
             inventory: None,
             joined_at: now(),
             key_digest: key_digest(&identity.chain[0]).unwrap(),

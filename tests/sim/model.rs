@@ -53,6 +53,8 @@ pub(crate) struct World {
     pub(crate) requests: Vec<&'static str>,
     /// Which of them goes wrong, and how.
     pub(crate) fault: Option<(usize, Fault)>,
+    /// The name of a request of which the next goes wrong, with no effect.
+    pub(crate) refuse_next: Option<&'static str>,
     /// Hosts that say nothing.
     pub(crate) silent: BTreeSet<HostId>,
     pub(crate) generation: u64,
@@ -93,6 +95,10 @@ impl World {
             return None;
         }
         self.requests.push(request.name());
+        if self.refuse_next == Some(request.name()) {
+            self.refuse_next = None;
+            return Some(Fault::Refused);
+        }
         let number = self.requests.len() - 1;
         match self.fault {
             Some((at, fault)) if at == number => self.fault.take().map(|_| fault),

@@ -436,6 +436,29 @@ fn a_host_is_taken_out_of_placement_with_a_reason() {
 }
 
 #[test]
+fn a_drain_is_watched_until_the_host_is_empty_and_says_who_cannot_leave() {
+    let looks = std::sync::atomic::AtomicUsize::new(0);
+    let host = |left: Value| ok(json!({"host": {"id": "x-1", "name": "h1", "drain": {"left": left}}}));
+    let held = json!([{"server": "s-1", "name": "web", "state": "held", "reason": "none of 1 hosts"}]);
+    let service = Service::start(move |request| match request.line().as_str() {
+        "GET /operator/v1/hosts" => ok(json!({"hosts": [{"id": "x-1", "name": "h1"}]})),
+        "PUT /operator/v1/hosts/x-1/drain" => host(held.clone()),
+        "DELETE /operator/v1/hosts/x-1/drain" => ok(json!({"host": {}})),
+        "GET /operator/v1/hosts/x-1" => match looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => host(held.clone()),
+            _ => host(json!([])),
+        },
+        _ => None,
+    });
+    let run = service.run(&["host", "drain", "h1", "--at-once", "3", "--wait"]);
+    assert_eq!(run.text(), "drained host h1 (x-1)\n");
+    let asked = service.take_requests().into_iter().find(|request| request.method == "PUT").unwrap();
+    assert_eq!(asked.json(), json!({"at_once": 3}));
+    assert_eq!(service.run(&["host", "undrain", "h1"]).text(), "no longer draining host h1 (x-1)\n");
+    assert_eq!(service.run(&["host", "drain", "h1", "--at-once", "17"]).code, 2);
+}
+
+#[test]
 fn an_explanation_names_rule_need_and_have() {
     let service = Service::start(|request| match request.line().as_str() {
         "POST /operator/v1/placement/explain" => ok(json!({"hosts": [

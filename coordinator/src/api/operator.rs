@@ -14,7 +14,7 @@ mod status;
 use crate::api::context::Links;
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -25,6 +25,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/status", get(status::show)),
         ("/hosts", get(hosts::list)),
         ("/hosts/{host}", get(hosts::show).put(hosts::update).delete(hosts::remove)),
+        ("/hosts/{host}/drain", put(hosts::drain).delete(hosts::undrain)),
         ("/drifts", get(drifts::list)),
         ("/events", get(events::list)),
         ("/join-tokens", post(join::create_token)),

@@ -2,7 +2,7 @@
 
 use super::Time;
 use godwit_protocol::host::Inventory;
-use godwit_protocol::id::HostId;
+use godwit_protocol::id::{HostId, UserId};
 use godwit_protocol::request::HostReport;
 use serde::{Deserialize, Serialize};
 
@@ -19,12 +19,39 @@ pub struct Host {
     pub enabled: bool,
     /// Why not.
     pub disabled_reason: Option<String>,
+    /// Its instances are being moved away; nothing new is placed there meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
     /// What it is, as it said last.
     pub inventory: Option<Inventory>,
     /// When it joined.
     pub joined_at: Time,
     /// Digest of the public key in its certificate, hexadecimal SHA-256: a replaced certificate is refused.
     pub key_digest: String,
+}
+
+impl Host {
+    /// Whether new instances may be placed there, as far as people say.
+    pub fn is_open(&self) -> bool {
+        self.enabled && self.drain.is_none()
+    }
+
+    /// Why not, for people.
+    pub fn closed_reason(&self) -> Option<&str> {
+        let drained = self.drain.as_ref().map(|_| "its servers are being moved away (godwit host drain)");
+        self.disabled_reason.as_deref().or(drained)
+    }
+}
+
+/// That a host is to be emptied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Since when.
+    pub since: Time,
+    /// Instances that are on their way at once, at least 1.
+    pub at_once: u32,
+    /// Who wants it; the migrations are theirs.
+    pub user: UserId,
 }
 
 /// What a host said last. Not durable.

@@ -191,7 +191,11 @@ impl Fleet {
     fn empty_view(&self, id: HostId) -> Option<HostView> {
         let host = self.hosts.get(&id)?;
         let inventory = host.inventory.as_ref()?;
-        let state = if host.enabled { HostState::Up } else { HostState::Disabled };
+        let state = match (host.enabled, &host.drain) {
+            (false, _) => HostState::Disabled,
+            (true, Some(_)) => HostState::Draining,
+            (true, None) => HostState::Up,
+        };
         let mut view = HostView::new(id, state, inventory, []);
         view.labels = Arc::new(self.labels_of(id));
         Some(view)

@@ -39,6 +39,10 @@ impl<'a> Wish<'a> {
     pub fn running_on(self, host: HostId) -> Self {
         Self { runs_on: Some(host), ..self }
     }
+
+    fn allows(&self, host: HostId) -> bool {
+        self.only.is_none_or(|only| only == host) && !self.not.contains(&host)
+    }
 }
 
 /// The host that takes the instance, and exactly what it holds there.
@@ -48,22 +52,37 @@ impl<'a> Wish<'a> {
 pub fn choose(fleet: &Fleet, config: &Config, wish: &Wish<'_>) -> Result<(HostId, Reservation), StepError> {
     let request = request(wish.instance)?;
     let choice = Choice { terms: terms(fleet, wish), ..choice(config) };
-    let allowed = |id: HostId| wish.only.is_none_or(|only| only == id) && !wish.not.contains(&id);
-    let found = match wish.only.and_then(|host| fleet.roster().view(host)) {
-        // Named by the user: nobody else is looked at.
-        Some(host) if allowed(host.id) && is_up(fleet, config, host.id) => {
-            place([host], &request, &choice).ok()
-        }
-        Some(_) => None,
-        None => {
-            find(fleet.roster(), &request, &choice, |host| allowed(host.id) && is_up(fleet, config, host.id))
-        }
-    };
-    let placement = match found {
+    let placement = match found(fleet, config, wish, &request, &choice) {
         Some(placement) => placement,
-        None => refused(fleet, config, &request, &choice, allowed)?,
+        None => refused(fleet, config, &request, &choice, |host| wish.allows(host))?,
     };
     Ok((placement.host, placement.reservation(wish.instance.id)))
+}
+
+/// Whether there is a place now; without the reasons why not, so it costs little.
+///
+/// # Errors
+/// What its flavor and image say breaks a rule.
+pub fn fits(fleet: &Fleet, config: &Config, wish: &Wish<'_>) -> Result<bool, Error> {
+    let request = request(wish.instance)?;
+    let choice = Choice { terms: terms(fleet, wish), ..choice(config) };
+    Ok(found(fleet, config, wish, &request, &choice).is_some())
+}
+
+fn found(
+    fleet: &Fleet,
+    config: &Config,
+    wish: &Wish<'_>,
+    request: &Request,
+    choice: &Choice,
+) -> Option<Placement> {
+    let allowed = |host: HostId| wish.allows(host) && is_up(fleet, config, host);
+    match wish.only.and_then(|host| fleet.roster().view(host)) {
+        // Named by the user: nobody else is looked at.
+        Some(host) if allowed(host.id) => place([host], request, choice).ok(),
+        Some(_) => None,
+        None => find(fleet.roster(), request, choice, |host| allowed(host.id)),
+    }
 }
 
 /// Every host's reason, and the smallest change that would make room.
@@ -226,6 +245,10 @@ pub fn views(fleet: &Fleet, config: &Config) -> Vec<HostView> {
 }
 
 fn with_state<'h>(fleet: &Fleet, config: &Config, host: &'h HostView, at: Time) -> Cow<'h, HostView> {
+    // What people said goes first, as in the order of the rules.
+    if host.state != HostState::Up {
+        return Cow::Borrowed(host);
+    }
     let state = match reconcile::liveness(fleet, host.id, config.heartbeat_ms, at) {
         Liveness::Up => return Cow::Borrowed(host),
         Liveness::Late => HostState::Late,

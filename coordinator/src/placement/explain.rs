@@ -15,6 +15,8 @@ use super::host_view::HostState;
 pub enum Rule {
     /// The host takes no new instances.
     HostDisabled,
+    /// The host is being emptied.
+    HostDraining,
     /// The host has been silent too long.
     HostLost,
     /// The host is late with its heartbeat.
@@ -102,6 +104,7 @@ impl Rule {
     fn texts(self) -> (&'static str, &'static str) {
         match self {
             Self::HostDisabled => ("host_disabled", "the host takes no new instances"),
+            Self::HostDraining => ("host_draining", "the host is being emptied"),
             Self::HostLost => ("host_lost", "the host is lost"),
             Self::HostLate => ("host_late", "the host is late with its heartbeat"),
             Self::AvailabilityZone => ("availability_zone", "the host is in another zone"),

@@ -24,16 +24,19 @@ pub enum HostState {
     Lost,
     /// An operator said no.
     Disabled,
+    /// An operator wants it empty.
+    Draining,
 }
 
 impl HostState {
-    /// `up`, `late`, `lost` or `disabled`.
+    /// `up`, `late`, `lost`, `disabled` or `draining`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Up => "up",
             Self::Late => "late",
             Self::Lost => "lost",
             Self::Disabled => "disabled",
+            Self::Draining => "draining",
         }
     }
 }

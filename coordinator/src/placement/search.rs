@@ -185,6 +185,7 @@ fn check_host(host: &HostView, request: &Request, terms: &Terms) -> Result<(), S
         HostState::Late => return state(Rule::HostLate),
         HostState::Lost => return state(Rule::HostLost),
         HostState::Disabled => return state(Rule::HostDisabled),
+        HostState::Draining => return state(Rule::HostDraining),
     }
     terms.check(host)?;
     let need = Quantity::DiskBytes(request.disk_bytes);

@@ -2,21 +2,49 @@
 
 use super::{Decision, check_text};
 use crate::error::Error;
-use crate::fleet::host::Host;
+use crate::fleet::host::{Drain, Host};
 use crate::fleet::migration::Migration;
 use crate::fleet::network::Port;
-use crate::fleet::{Change, Fleet};
-use godwit_protocol::id::{HostId, InstanceId};
+use crate::fleet::{Change, Fleet, Time};
+use godwit_protocol::id::{HostId, InstanceId, UserId};
 
-/// Lets new instances be placed on a host, or no longer, with the reason why not.
+/// Lets new instances be placed on a host, or no longer, with the reason why not. Letting them ends a drain.
 ///
 /// # Errors
 /// No such host; the reason is too long.
 pub fn set_enabled(fleet: &Fleet, id: HostId, enabled: bool, reason: Option<String>) -> Decision<Host> {
     check_text("reason", reason.as_deref().unwrap_or_default())?;
     let host = fleet.hosts.get(&id).ok_or_else(|| Error::not_found("Host", id))?;
-    let host = Host { enabled, disabled_reason: reason.filter(|_| !enabled), ..host.clone() };
+    let drain = host.drain.clone().filter(|_| !enabled);
+    let host = Host { enabled, disabled_reason: reason.filter(|_| !enabled), drain, ..host.clone() };
     Ok((vec![host.clone().into()], host))
+}
+
+/// Most instances that leave a host at once.
+const MOST_AT_ONCE: u32 = 16;
+
+/// Begins to empty a host: nothing new is placed there, and its instances move away, `at_once` of them at a time. A host
+/// that drains already goes on so, with the new number.
+///
+/// # Errors
+/// No such host; a number out of its bounds, 1 to 16.
+pub fn drain(fleet: &Fleet, id: HostId, at_once: u32, user: UserId, now: Time) -> Decision<()> {
+    if !(1..=MOST_AT_ONCE).contains(&at_once) {
+        return Err(Error::Invalid(format!("at_once must be 1 to {MOST_AT_ONCE}, not {at_once}.")));
+    }
+    let host = fleet.hosts.get(&id).ok_or_else(|| Error::not_found("Host", id))?;
+    let since = host.drain.as_ref().map_or(now, |drain| drain.since);
+    Ok((vec![Host { drain: Some(Drain { since, at_once, user }), ..host.clone() }.into()], ()))
+}
+
+/// Ends a drain. What is on its way arrives; what has left does not come back by itself.
+///
+/// # Errors
+/// No such host.
+pub fn undrain(fleet: &Fleet, id: HostId) -> Decision<()> {
+    let host = fleet.hosts.get(&id).ok_or_else(|| Error::not_found("Host", id))?;
+    let changed = host.drain.is_some().then(|| Host { drain: None, ..host.clone() }.into());
+    Ok((changed.into_iter().collect(), ()))
 }
 
 /// Forgets a host. `lost`: it is silent for good, as far as anybody can tell; then deletions and migrations that wait
@@ -71,6 +99,7 @@ mod tests {
             name: "h1".into(),
             enabled: true,
             disabled_reason: None,
+            drain: None,
             inventory: None,
             joined_at: now(),
             key_digest: String::new(),

@@ -78,7 +78,7 @@ fn brief(app: &App, fleet: &Fleet, asked: &Asked, host: &Host) -> Value {
         "id": id(asked, host),
         "hypervisor_hostname": host.name,
         "state": if liveness(app, fleet, host.id) == Liveness::Up { "up" } else { "down" },
-        "status": if host.enabled { "enabled" } else { "disabled" },
+        "status": if host.is_open() { "enabled" } else { "disabled" },
     })
 }
 
@@ -131,7 +131,7 @@ fn view(app: &App, fleet: &Fleet, asked: &Asked, host: &Host) -> Value {
     set("vcpus", sizes.vcpus.into());
     set("vcpus_used", sizes.vcpus_used.into());
     let id = id(asked, host);
-    set("service", json!({ "host": host.name, "id": id, "disabled_reason": host.disabled_reason }));
+    set("service", json!({ "host": host.name, "id": id, "disabled_reason": host.closed_reason() }));
     view
 }
 

@@ -35,10 +35,10 @@ fn view(app: &App, fleet: &Fleet, asked: &Asked, host: &Host) -> Value {
         "binary": BINARY,
         "host": host.name,
         "zone": fleet.zone_of(host.id),
-        "status": if host.enabled { "enabled" } else { "disabled" },
+        "status": if host.is_open() { "enabled" } else { "disabled" },
         "state": if is_up(app, fleet, host) { "up" } else { "down" },
         "updated_at": seen(fleet, host),
-        "disabled_reason": host.disabled_reason,
+        "disabled_reason": host.closed_reason(),
     });
     if asked.since(11) {
         view["forced_down"] = false.into();
@@ -166,7 +166,7 @@ pub(super) async fn zones(State(app): State<Shared>, _: Asked) -> Json<Value> {
 fn zone_infos(app: &App, fleet: &Fleet, hosts: impl Fn(&[&Host]) -> Value) -> Json<Value> {
     let info = |zone: &str| {
         let its: Vec<&Host> = sorted(fleet).into_iter().filter(|h| fleet.zone_of(h.id) == zone).collect();
-        let available = its.iter().any(|h| h.enabled && is_up(app, fleet, h));
+        let available = its.iter().any(|h| h.is_open() && is_up(app, fleet, h));
         json!({ "zoneName": zone, "zoneState": { "available": available }, "hosts": hosts(&its) })
     };
     let zones: Vec<Value> = fleet.zones().into_iter().map(info).collect();
@@ -178,7 +178,7 @@ pub(super) async fn zones_detail(State(app): State<Shared>, asked: Asked) -> Ans
     asked.caller.require_admin()?;
     Ok(app.ledger.read(|fleet| {
         let service = |host: &Host| {
-            let (active, available) = (host.enabled, is_up(&app, fleet, host));
+            let (active, available) = (host.is_open(), is_up(&app, fleet, host));
             json!({ BINARY: { "active": active, "available": available, "updated_at": seen(fleet, host) } })
         };
         let services = |hosts: &[&Host]| {

@@ -137,6 +137,7 @@ impl Scene {
             name: "h1".into(),
             enabled: true,
             disabled_reason: None,
+            drain: None,
             inventory: Some(inventory),
             joined_at: Time::UNIX_EPOCH,
             key_digest: String::new(),

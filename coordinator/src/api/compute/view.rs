@@ -289,7 +289,7 @@ fn administrators_view(
         set("OS-EXT-SRV-ATTR:user_data", json!(instance.user_data));
     }
     if asked.since(16) {
-        let status = host.map_or("", |h| match (liveness(app, fleet, h.id), h.enabled) {
+        let status = host.map_or("", |h| match (liveness(app, fleet, h.id), h.is_open()) {
             (Liveness::Up, true) => "UP",
             (Liveness::Up, false) => "MAINTENANCE",
             (Liveness::Late, _) => "UNKNOWN",

@@ -3,14 +3,14 @@
 use crate::api::attributes::time_text;
 use crate::api::context::{Body, Caller};
 use crate::api::fault::Answer;
-use crate::app::Shared;
+use crate::app::{App, Shared};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::fleet::host::Host;
 use crate::ledger::now;
 use crate::liveness::Liveness;
-use crate::{reconcile, verbs};
+use crate::{drain, reconcile, verbs};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -44,6 +44,7 @@ pub(super) fn summary(fleet: &Fleet, config: &Config, host: &Host) -> Value {
         "connected": observed.is_some_and(|o| o.connected),
         "enabled": host.enabled,
         "disabled_reason": host.disabled_reason,
+        "draining": host.drain.is_some(),
         "address": inventory.map(|i| i.underlay.address),
         "instances": fleet.instances.values().filter(|i| i.host == Some(host.id)).count(),
         "vcpus": sum(|i| i.cells.iter().map(|cell| cell.cpus.len() as u64).sum()),
@@ -103,8 +104,19 @@ pub(super) async fn show(
     Path(key): Path<String>,
 ) -> Answer<Json<Value>> {
     caller.require_admin()?;
-    let host = app.ledger.read(|fleet| find(fleet, &key).map(|host| whole(fleet, &app.config, host)))?;
-    Ok(Json(json!({ "host": host })))
+    answer(&app, &key)
+}
+
+/// The host, with what is left on it when it is drained.
+fn answer(app: &App, key: &str) -> Answer<Json<Value>> {
+    let (host, mut body) = app
+        .ledger
+        .read(|fleet| find(fleet, key).map(|host| (host.clone(), whole(fleet, &app.config, host))))?;
+    body["drain"] = host.drain.map_or(Value::Null, |drain| {
+        let left = drain::left(app, host.id, &drain);
+        json!({ "since": time_text(drain.since), "at_once": drain.at_once, "left": left })
+    });
+    Ok(Json(json!({ "host": body })))
 }
 
 /// What may be changed of a host.
@@ -127,8 +139,44 @@ pub(super) async fn update(
     app.ledger
         .change(|fleet| verbs::host::set_enabled(fleet, find(fleet, &key)?.id, update.enabled, update.reason))
         .await?;
-    let host = app.ledger.read(|fleet| find(fleet, &key).map(|host| whole(fleet, &app.config, host)))?;
-    Ok(Json(json!({ "host": host })))
+    answer(&app, &key)
+}
+
+/// How a host is emptied.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DrainRequest {
+    #[serde(default = "one")]
+    at_once: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// PUT /hosts/{host}/drain.
+pub(super) async fn drain(
+    State(app): State<Shared>,
+    caller: Caller,
+    Path(key): Path<String>,
+    Body(request): Body<DrainRequest>,
+) -> Answer<Json<Value>> {
+    caller.require_admin()?;
+    let begin =
+        |fleet: &Fleet| verbs::host::drain(fleet, find(fleet, &key)?.id, request.at_once, caller.user, now());
+    app.ledger.change(begin).await?;
+    answer(&app, &key)
+}
+
+/// DELETE /hosts/{host}/drain.
+pub(super) async fn undrain(
+    State(app): State<Shared>,
+    caller: Caller,
+    Path(key): Path<String>,
+) -> Answer<Json<Value>> {
+    caller.require_admin()?;
+    app.ledger.change(|fleet| verbs::host::undrain(fleet, find(fleet, &key)?.id)).await?;
+    answer(&app, &key)
 }
 
 /// DELETE /hosts/{host}: its certificate is worth nothing from now on.

@@ -72,6 +72,7 @@ async fn host(api: &Api, name: &str, cpus: u32) -> HostId {
         name: name.into(),
         enabled: true,
         disabled_reason: None,
+        drain: None,
         inventory: Some(inventory(name, cpus)),
         joined_at: now(),
         key_digest: String::new(),
@@ -149,8 +150,8 @@ async fn an_inventory_that_contradicts_itself_is_refused_and_the_one_before_stay
         ),
         (|i| i.cells[0].page_pools[0].size_kib = 0, "pages of no size"),
         (|i| i.cells[0].page_pools[0].total = u64::MAX, "KiB in pages"),
-        (|i| i.pools[0].free_bytes = u64::MAX, "bytes free of"),
         (|i| i.cells[0].page_pools[0].taken = u64::MAX, "others hold"),
+        (|i| i.pools[0].free_bytes = u64::MAX, "bytes free of"),
     ];
     for (generation, (lie, text)) in (1..).zip(lies) {
         let mut inventory = inventory("h1", 2);
@@ -278,6 +279,24 @@ async fn a_host_is_shown_by_name_and_id_and_can_be_disabled() {
 }
 
 #[tokio::test]
+async fn a_host_can_be_drained_and_undrained() {
+    let api = Api::new().await;
+    host(&api, "h1", 4).await;
+    let drained = ask(&api, As::Admin, Method::PUT, "/hosts/h1/drain", json!({ "at_once": 2 })).await.json();
+    let drained = &drained["host"];
+    assert_eq!((&drained["draining"], &drained["enabled"]), (&json!(true), &json!(true)));
+    assert_eq!((&drained["drain"]["at_once"], &drained["drain"]["left"]), (&json!(2), &json!([])));
+    for (body, told) in [(json!({ "at_once": 0 }), "1 to 16"), (json!({ "all": true }), "all")] {
+        let answer = ask(&api, As::Admin, Method::PUT, "/hosts/h1/drain", body).await;
+        assert_eq!(answer.status, 400);
+        assert!(answer.text().contains(told), "{}", answer.text());
+    }
+    assert_eq!(ask(&api, As::Admin, Method::PUT, "/hosts/h9/drain", json!({})).await.status, 404);
+    let ended = ask(&api, As::Admin, Method::DELETE, "/hosts/h1/drain", Value::Null).await.json();
+    assert_eq!((&ended["host"]["draining"], &ended["host"]["drain"]), (&json!(false), &Value::Null));
+}
+
+#[tokio::test]
 async fn a_host_with_a_bound_port_cannot_be_removed_and_its_tables_are_shown() {
     let api = Api::new().await;
     let here = host(&api, "h1", 4).await;
@@ -353,6 +372,7 @@ async fn placement_explains_each_host_and_refuses_a_flavor_that_contradicts_itse
         name: "h2".into(),
         enabled: true,
         disabled_reason: None,
+        drain: None,
         inventory: None,
         joined_at: now(),
         key_digest: String::new(),
@@ -389,6 +409,7 @@ async fn a_pool_is_shown_once_with_every_host_that_reports_it() {
         name: "h3".into(),
         enabled: true,
         disabled_reason: None,
+        drain: None,
         inventory: Some(Inventory { pools, ..away }),
         joined_at: now(),
         key_digest: String::new(),

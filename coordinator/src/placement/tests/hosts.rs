@@ -92,6 +92,7 @@ fn only_a_host_that_is_up_takes_instances() {
         (HostState::Late, Rule::HostLate),
         (HostState::Lost, Rule::HostLost),
         (HostState::Disabled, Rule::HostDisabled),
+        (HostState::Draining, Rule::HostDraining),
     ] {
         let mut host = view("a");
         host.state = state;

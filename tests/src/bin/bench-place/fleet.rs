@@ -376,6 +376,7 @@ fn host(number: u64, inventory: &Inventory) -> Host {
         name: name.clone(),
         enabled: true,
         disabled_reason: None,
+        drain: None,
         inventory: Some(Inventory { hostname: name, ..inventory.clone() }),
         joined_at: now(),
         key_digest: String::new(),

@@ -1,0 +1,222 @@
+//! Hosts that are being emptied: their instances move away by live migration, a few at once, until nothing is left or an
+//! operator says otherwise. That a host drains is durable, and all else follows from the records, so a restart goes on.
+//! What cannot move stays, is told with the reason, and is tried again.
+
+use crate::app::{App, Shared};
+use crate::fleet::host::{Drain, Host};
+use crate::fleet::instance::{Instance, InstanceStatus};
+use crate::fleet::migration::{Migration, MigrationStatus};
+use crate::fleet::operation::Verb;
+use crate::fleet::{Fleet, Time};
+use crate::ledger::now;
+use crate::liveness::Liveness;
+use crate::operations::{live_migrate, place};
+use crate::reconcile;
+use godwit_protocol::id::{HostId, InstanceId, UserId};
+use serde::Serialize;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Heartbeats between two looks for a place for an instance that had none.
+const LOOK_AGAIN: u32 = 10;
+
+/// Heartbeats from a migration that failed to the next try; twice as many after each further one.
+const TRY_AGAIN: u32 = 10;
+
+/// Doublings of [`TRY_AGAIN`] at most.
+const DOUBLINGS: u32 = 6;
+
+/// Instances whose reasons to stay are searched for in one answer; the others' are left out.
+const MOST_REASONS: usize = 100;
+
+/// What one draining host has to do now.
+#[derive(Debug, PartialEq, Eq)]
+struct Round {
+    host: HostId,
+    user: UserId,
+    /// How many more instances may leave now.
+    free: usize,
+    /// Instances that may leave, the largest first: they find a place the least easily.
+    candidates: Vec<InstanceId>,
+}
+
+/// An instance that is still on a draining host.
+#[derive(Debug, Serialize)]
+pub struct Left {
+    server: InstanceId,
+    name: String,
+    /// `moving`, `waiting` for its turn, `busy` with something else, or `held` by a reason.
+    state: &'static str,
+    reason: Option<String>,
+}
+
+/// Empties the hosts that are to be emptied, as long as the process lives.
+pub async fn run(app: Shared) {
+    let heartbeat = Duration::from_millis(app.config.heartbeat_ms);
+    let mut look_after: BTreeMap<InstanceId, Time> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(heartbeat).await;
+        let at = now();
+        look_after.retain(|_, after| *after > at);
+        for round in app.ledger.read(|fleet| rounds(fleet, heartbeat, at)) {
+            advance(&app, round, &mut look_after).await;
+        }
+    }
+}
+
+/// Sends away as many as may leave.
+async fn advance(app: &Shared, round: Round, look_after: &mut BTreeMap<InstanceId, Time>) {
+    let heartbeat = Duration::from_millis(app.config.heartbeat_ms);
+    let mut free = round.free;
+    for id in round.candidates {
+        if free == 0 {
+            break;
+        }
+        if look_after.contains_key(&id) {
+            continue;
+        }
+        // Each look by itself: others may read and write in between.
+        if !app.ledger.read(|fleet| has_place(app, fleet, id, round.host)) {
+            look_after.insert(id, now() + heartbeat * LOOK_AGAIN);
+            continue;
+        }
+        match live_migrate::request(app, id, None, round.user).await {
+            Ok(migration) => {
+                tracing::info!(host = %round.host, instance = %id, %migration, "a draining host sends an instance away");
+                free -= 1;
+            }
+            Err(error) => {
+                tracing::info!(host = %round.host, instance = %id, %error, "a draining host keeps an instance for now");
+            }
+        }
+    }
+}
+
+fn has_place(app: &App, fleet: &Fleet, id: InstanceId, host: HostId) -> bool {
+    let Some(instance) = fleet.instances.get(&id).filter(|i| i.host == Some(host)) else { return false };
+    let not = [host];
+    let wish = place::Wish::of(instance, None, &not).running_on(host);
+    place::fits(fleet, &app.config, &wish).unwrap_or(false)
+}
+
+/// What each draining host that can be asked has to do.
+fn rounds(fleet: &Fleet, heartbeat: Duration, at: Time) -> Vec<Round> {
+    let draining = fleet.hosts.values().filter_map(|host| Some((host, host.drain.as_ref()?)));
+    let heartbeat_ms = u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX);
+    let up =
+        draining.filter(|(host, _)| reconcile::liveness(fleet, host.id, heartbeat_ms, at) == Liveness::Up);
+    up.map(|(host, drain)| {
+        let here: Vec<&Instance> = fleet.instances_on(host.id).map(|(instance, _)| instance).collect();
+        let moving = here.iter().filter(|instance| is_moving(fleet, instance)).count();
+        let may_leave = |instance: &&Instance| {
+            may_move(instance)
+                && fleet.running_operation(instance.id).is_none()
+                && rests_until(fleet, drain, host.id, instance.id, heartbeat).is_none_or(|end| end <= at)
+        };
+        let mut candidates: Vec<&Instance> = here.into_iter().filter(may_leave).collect();
+        candidates.sort_by_key(|instance| (Reverse(instance.flavor.memory_mib), instance.id));
+        Round {
+            host: host.id,
+            user: drain.user,
+            free: (drain.at_once as usize).saturating_sub(moving),
+            candidates: candidates.into_iter().map(|instance| instance.id).collect(),
+        }
+    })
+    .collect()
+}
+
+fn is_moving(fleet: &Fleet, instance: &Instance) -> bool {
+    let running = fleet.running_operation(instance.id);
+    running.is_some_and(|operation| matches!(operation.verb, Verb::LiveMigrate { .. }))
+}
+
+fn may_move(instance: &Instance) -> bool {
+    matches!(instance.status, InstanceStatus::Active | InstanceStatus::Paused) && !instance.delete_wanted
+}
+
+/// Migrations away from the host that came to nothing while it drains, the newest last.
+fn failures<'f>(fleet: &'f Fleet, drain: &Drain, host: HostId, instance: InstanceId) -> Vec<&'f Migration> {
+    let failed = |m: &&Migration| {
+        m.instance == instance
+            && m.source == host
+            && m.created_at >= drain.since
+            && matches!(m.status, MigrationStatus::Failed | MigrationStatus::Cancelled)
+    };
+    let mut failures: Vec<&Migration> = fleet.migrations.values().filter(failed).collect();
+    failures.sort_by_key(|migration| migration.updated_at);
+    failures
+}
+
+/// Until when an instance whose migration failed is left in peace; none: nothing failed.
+fn rests_until(
+    fleet: &Fleet,
+    drain: &Drain,
+    host: HostId,
+    instance: InstanceId,
+    heartbeat: Duration,
+) -> Option<Time> {
+    let failures = failures(fleet, drain, host, instance);
+    let doublings = u32::try_from(failures.len()).unwrap_or(u32::MAX).saturating_sub(1).min(DOUBLINGS);
+    failures.last().map(|newest| newest.updated_at + heartbeat * TRY_AGAIN * (1 << doublings))
+}
+
+/// What is left on a draining host, the next to go first, with the reason for each instance that does not move.
+pub fn left(app: &App, id: HostId, drain: &Drain) -> Vec<Left> {
+    let mut here: Vec<_> = app
+        .ledger
+        .read(|fleet| fleet.instances_on(id).map(|(i, _)| (Reverse(i.flavor.memory_mib), i.id)).collect());
+    here.sort_unstable();
+    let mut searched = 0;
+    // Each instance by itself: a reason is a look at the whole fleet.
+    let left = here.into_iter().filter_map(|(_, instance)| {
+        app.ledger.read(|fleet| {
+            let host = fleet.hosts.get(&id)?;
+            let instance = fleet.instances.get(&instance).filter(|i| i.host == Some(id))?;
+            let (state, reason) = standing(app, fleet, host, drain, instance, searched < MOST_REASONS);
+            searched += usize::from(state == "held");
+            Some(Left { server: instance.id, name: instance.name.clone(), state, reason })
+        })
+    });
+    left.collect()
+}
+
+/// How an instance stands to leaving, and why it does not.
+fn standing(
+    app: &App,
+    fleet: &Fleet,
+    host: &Host,
+    drain: &Drain,
+    instance: &Instance,
+    with_reason: bool,
+) -> (&'static str, Option<String>) {
+    if let Some(operation) = fleet.running_operation(instance.id) {
+        return match operation.verb {
+            Verb::LiveMigrate { .. } => ("moving", None),
+            verb => ("busy", Some(format!("{} runs on it", verb.name()))),
+        };
+    }
+    if !may_move(instance) {
+        let text =
+            format!("it is {}; only what runs moves live: start it, or delete it", instance.status.name());
+        return ("held", Some(text));
+    }
+    let state = reconcile::liveness(fleet, host.id, app.config.heartbeat_ms, now());
+    if state != Liveness::Up {
+        return ("held", Some(format!("host {} is {}", host.name, state.as_str())));
+    }
+    let not = [host.id];
+    let wish = place::Wish::of(instance, None, &not).running_on(host.id);
+    if !place::fits(fleet, &app.config, &wish).unwrap_or(false) {
+        let reason = || place::choose(fleet, &app.config, &wish).err().map(|error| error.to_string());
+        return ("held", with_reason.then(reason).flatten());
+    }
+    let heartbeat = Duration::from_millis(app.config.heartbeat_ms);
+    match failures(fleet, drain, host.id, instance.id).last() {
+        Some(failed) if rests_until(fleet, drain, host.id, instance.id, heartbeat) > Some(now()) => {
+            let why = failed.error.as_deref().unwrap_or("it was cancelled");
+            ("held", Some(format!("its migration {} came to nothing: {why}", failed.number)))
+        }
+        _ => ("waiting", None),
+    }
+}
