@@ -1,11 +1,15 @@
 //! coordinator.toml.
 
 use crate::placement::Order;
+use crate::verbs::network::VLANS;
 use godwit_protocol::network::Unknown;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// The coordinator's settings; `init` writes them, people change them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +32,9 @@ pub struct Config {
     /// Numbers for VXLAN networks, both ends included: `1001:2000`.
     #[serde(default = "default_vni_range")]
     pub vni_range: String,
+    /// Numbers for VLAN networks that name none, by physical network: `{ physnet1 = "100:199" }`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vlan_ranges: BTreeMap<String, String>,
     /// VXLAN's UDP port.
     #[serde(default = "default_vxlan_port")]
     pub vxlan_port: u16,
@@ -101,6 +108,13 @@ impl Default for Overcommit {
     fn default() -> Self {
         Self { cpu: 16.0, memory: 1.0 }
     }
+}
+
+/// Two numbers with a colon between them, the smaller first.
+fn range<N: FromStr + PartialOrd>(text: &str) -> Option<RangeInclusive<N>> {
+    let (first, last) = text.split_once(':')?;
+    let range = first.trim().parse().ok()?..=last.trim().parse().ok()?;
+    Some(range).filter(|range| !range.is_empty())
 }
 
 fn default_metrics() -> String {
@@ -180,19 +194,30 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError::Value`].
-    pub fn vnis(&self) -> Result<std::ops::RangeInclusive<u32>, ConfigError> {
+    pub fn vnis(&self) -> Result<RangeInclusive<u32>, ConfigError> {
         let bad = || ConfigError::Value {
             key: "vni_range",
             value: self.vni_range.clone(),
             rule: "two numbers from 1 to 16777215 with a colon, the smaller first",
         };
-        let (first, last) = self.vni_range.split_once(':').ok_or_else(bad)?;
-        let range = first.trim().parse().map_err(|_| bad())?..=last.trim().parse().map_err(|_| bad())?;
-        if *range.start() == 0 || *range.end() > 0xff_ffff || range.is_empty() {
-            Err(bad())
-        } else {
-            Ok(range)
-        }
+        range(&self.vni_range).filter(|range| *range.start() > 0 && *range.end() <= 0xff_ffff).ok_or_else(bad)
+    }
+
+    /// The numbers that VLAN networks get, by physical network.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn vlans(&self) -> Result<BTreeMap<String, RangeInclusive<u16>>, ConfigError> {
+        let read = |(physical, text): (&String, &String)| {
+            let range =
+                range(text).filter(|range| VLANS.contains(range.start()) && VLANS.contains(range.end()));
+            range.map(|range| (physical.clone(), range)).ok_or_else(|| ConfigError::Value {
+                key: "vlan_ranges",
+                value: format!("{physical} = {text}"),
+                rule: "two numbers from 1 to 4094 with a colon, the smaller first",
+            })
+        };
+        self.vlan_ranges.iter().map(read).collect()
     }
 
     /// The underlay's group of a VXLAN network; none: broadcast is replicated to each host. Where the range has
@@ -211,6 +236,7 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         self.vnis()?;
+        self.vlans()?;
         let value = |key, value: String, rule| Err(ConfigError::Value { key, value, rule });
         if !self.url.starts_with("https://") && !self.url.starts_with("http://") {
             return value(
@@ -318,6 +344,9 @@ mod tests {
             ("vni_range", "\"0:5\""),
             ("vni_range", "\"9:5\""),
             ("vni_range", "\"1:16777216\""),
+            ("vlan_ranges", "{ outside = \"0:5\" }"),
+            ("vlan_ranges", "{ outside = \"9:5\" }"),
+            ("vlan_ranges", "{ outside = \"9:4095\" }"),
             ("vxlan_port", "0"),
             ("flood", "\"multicast\""),
             ("multicast_groups", "\"10.0.0.0/8\""),

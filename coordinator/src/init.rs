@@ -189,6 +189,7 @@ fn settings_of(plan: &Plan) -> Result<Config, InitError> {
         metrics_listen: "127.0.0.1:9178".into(),
         pool: plan.pool.clone(),
         vni_range: "1001:2000".into(),
+        vlan_ranges: Default::default(),
         vxlan_port: 4789,
         flood: Flood::HeadEnd,
         multicast_groups: None,

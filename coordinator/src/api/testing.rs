@@ -75,7 +75,7 @@ impl Api {
         std::fs::create_dir_all(&pool).unwrap();
         let config: Config = toml::from_str(&format!(
             "url = \"https://127.0.0.1:8774\"\nlisten = \"127.0.0.1:8774\"\nagents_listen = \"127.0.0.1:8775\"\n\
-             pool = \"{}\"\n",
+             pool = \"{}\"\nvlan_ranges = {{ ranged = \"100:102\" }}\n",
             pool.display()
         ))
         .unwrap();

@@ -7,6 +7,7 @@ use crate::fleet::network::{Network, Port, Segment, Subnet};
 use crate::fleet::{Change, Fleet, Time};
 use godwit_protocol::id::{HostId, NetworkId, ProjectId};
 use godwit_protocol::network::FIRST_PROVIDED;
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 /// MTU of a network as long as no host has said what its underlay takes.
@@ -31,14 +32,40 @@ pub struct NewNetwork {
     pub shared: bool,
     /// Must be true.
     pub admin_state_up: bool,
-    /// What carries it.
-    pub segment: Segment,
-    /// VXLAN number; none: one of the range.
-    pub vni: Option<u32>,
+    /// What is to carry it.
+    pub carrier: Wish,
     /// In bytes; none: the most that all hosts' underlays take.
     pub mtu: Option<u32>,
     /// Whether its ports have port security when they do not say.
     pub port_security: bool,
+}
+
+/// What is to carry a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// VXLAN by this number; none: one of the range.
+    Vxlan(Option<u32>),
+    /// The whole link of a physical network.
+    Flat {
+        /// Its name.
+        physical: String,
+    },
+    /// A VLAN on the link of a physical network.
+    Vlan {
+        /// Its name.
+        physical: String,
+        /// The VLAN's number; none: one of the range that the configuration has for the physical network.
+        tag: Option<u16>,
+    },
+}
+
+/// The numbers that networks get which do not name one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// Of VXLAN.
+    pub vnis: RangeInclusive<u32>,
+    /// Of VLANs, by physical network.
+    pub vlans: BTreeMap<String, RangeInclusive<u16>>,
 }
 
 /// What changes of a network; none: as it is.
@@ -123,6 +150,38 @@ fn choose_vni(
     }
 }
 
+/// The segment that is wished for, on a VLAN of the range if none is named.
+fn choose_segment(fleet: &Fleet, wish: &Wish, numbers: &Numbers, luck: u32) -> Result<Segment, Error> {
+    let (physical, tag) = match wish {
+        Wish::Vxlan(_) => return Ok(Segment::Vxlan),
+        Wish::Flat { physical } => return Ok(Segment::Flat { physical: physical.clone() }),
+        Wish::Vlan { physical, tag } => (physical.clone(), *tag),
+    };
+    if let Some(tag) = tag {
+        return Ok(Segment::Vlan { physical, tag });
+    }
+    let Some(range) = numbers.vlans.get(&physical) else {
+        return Err(Error::Invalid(format!(
+            "Invalid input for operation: Physical network {physical} requires segmentation_id to be specified when \
+             creating a provider network. An operator can name a range for it in vlan_ranges of coordinator.toml."
+        )));
+    };
+    let (first, last) = (*range.start(), *range.end());
+    let is_taken = |tag: u32| {
+        fleet.networks.values().any(|n| {
+            matches!(&n.segment, Segment::Vlan { physical: on, tag: of } if *on == physical && u32::from(*of) == tag)
+        })
+    };
+    let free = range::free_vni(&(first.into()..=last.into()), luck, is_taken);
+    match free.and_then(|tag| u16::try_from(tag).ok()) {
+        Some(tag) => Ok(Segment::Vlan { physical, tag }),
+        None => Err(Error::Exhausted(format!(
+            "All VLANs from {first} to {last} on physical network {physical} are taken; delete a network, or widen \
+             its range in vlan_ranges of coordinator.toml."
+        ))),
+    }
+}
+
 /// The number of a network that a provider's link carries: one above all of VXLAN's.
 fn provided_number(fleet: &Fleet, luck: u32) -> Result<u32, Error> {
     let holder = |number| fleet.networks.values().any(|n| n.vni == number);
@@ -191,24 +250,19 @@ fn check_up(up: bool) -> Result<(), Error> {
 ///
 /// # Errors
 /// Bad texts or MTU; no free number; a wanted number that is taken.
-pub fn create(
-    fleet: &Fleet,
-    new: NewNetwork,
-    range: &RangeInclusive<u32>,
-    luck: u32,
-    now: Time,
-) -> Decision<Network> {
+pub fn create(fleet: &Fleet, new: NewNetwork, numbers: &Numbers, luck: u32, now: Time) -> Decision<Network> {
     check_text("name", &new.name)?;
     check_text("description", &new.description)?;
     check_up(new.admin_state_up)?;
-    check_segment(fleet, &new.segment)?;
-    let mtu = match (new.mtu, new.segment.physical()) {
+    let segment = choose_segment(fleet, &new.carrier, numbers, luck)?;
+    check_segment(fleet, &segment)?;
+    let mtu = match (new.mtu, segment.physical()) {
         (Some(mtu), physical) => check_mtu(fleet, mtu, physical)?,
         (None, Some(physical)) => link_mtu(fleet, physical).unwrap_or(1500).max(MIN_MTU),
         (None, None) => tightest(fleet).map_or(UNKNOWN_MTU, |(_, most)| most).max(MIN_MTU),
     };
-    let vni = match new.segment {
-        Segment::Vxlan => choose_vni(fleet, new.vni, range, luck)?,
+    let vni = match new.carrier {
+        Wish::Vxlan(vni) => choose_vni(fleet, vni, &numbers.vnis, luck)?,
         _ => provided_number(fleet, luck)?,
     };
     let network = Network {
@@ -217,7 +271,7 @@ pub fn create(
         description: new.description,
         project: new.project,
         vni,
-        segment: new.segment,
+        segment,
         mtu,
         port_security: new.port_security,
         shared: new.shared,

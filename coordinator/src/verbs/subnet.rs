@@ -178,7 +178,8 @@ pub fn create(fleet: &Fleet, new: NewSubnet, now: Time) -> Decision<Subnet> {
 /// # Errors
 /// No such subnet; a gateway that a port has; pools that do not fit.
 pub fn update(fleet: &Fleet, id: SubnetId, update: SubnetUpdate, now: Time) -> Decision<Subnet> {
-    let mut subnet = find(fleet, id)?.clone();
+    let before = find(fleet, id)?;
+    let mut subnet = before.clone();
     if let Some(name) = update.name {
         check_text("name", &name)?;
         subnet.name = name;
@@ -208,8 +209,13 @@ pub fn update(fleet: &Fleet, id: SubnetId, update: SubnetUpdate, now: Time) -> D
     }
     subnet.revision += 1;
     subnet.updated_at = now;
-    let touched = l2::touched(fleet, subnet.network);
+    let touched = (told(before) != told(&subnet)).then(|| l2::touched(fleet, subnet.network)).flatten();
     Ok((std::iter::once(subnet.clone().into()).chain(touched).collect(), subnet))
+}
+
+/// What hosts are told of a subnet.
+fn told(subnet: &Subnet) -> impl PartialEq + '_ {
+    (subnet.gateway, &subnet.dns, &subnet.routes, subnet.dhcp)
 }
 
 /// Removes a subnet.

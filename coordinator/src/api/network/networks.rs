@@ -1,23 +1,22 @@
 //! Networks.
 
 use super::list::{Collection, answer, with_fields};
-use super::tags::Retagged;
 use super::{admin_only, created, decide_all, items, owner};
 use crate::addresses;
 use crate::api::attributes::{Attributes, time_text};
 use crate::api::context::{Body, Caller, Links, Params};
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
+use crate::config::ConfigError;
 use crate::fleet::network::{Network, Segment};
 use crate::fleet::{Change, Fleet};
 use crate::ledger::now;
-use crate::verbs::network::{self, NetworkUpdate, NewNetwork, VLANS};
+use crate::verbs::network::{self, NetworkUpdate, NewNetwork, Numbers, VLANS, Wish};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{Json, Response};
 use godwit_protocol::id::NetworkId;
 use serde_json::{Value, json};
-use std::ops::RangeInclusive;
 
 const COLLECTION: Collection = Collection {
     name: "networks",
@@ -133,16 +132,15 @@ fn refuse_unbuilt(a: &mut Attributes) -> Answer<()> {
     a.inert("dns_domain", &[json!("")])
 }
 
-/// What carries a new network, and its VXLAN number if that is named. The words of refusals are those of OpenStack's
-/// type drivers.
-fn segment(a: &mut Attributes) -> Answer<(Segment, Option<u32>)> {
+/// What is to carry a new network. The words of refusals are those of OpenStack's type drivers.
+fn carrier(a: &mut Attributes) -> Answer<Wish> {
     let kind = a.text("provider:network_type")?;
     let physical = a.text("provider:physical_network")?;
     let number = figure(a.number("provider:segmentation_id")?, "provider:segmentation_id")?;
     let invalid = |text: String| Err(Fault::bad_request(format!("Invalid input for operation: {text}.")));
     match (kind.as_deref(), physical, number) {
         (None, Some(_), _) => invalid("network_type required".into()),
-        (None | Some("vxlan"), None, number) => Ok((Segment::Vxlan, number)),
+        (None | Some("vxlan"), None, number) => Ok(Wish::Vxlan(number)),
         (Some("vxlan"), Some(_), _) => {
             invalid("provider:physical_network specified for vxlan network".into())
         }
@@ -150,14 +148,12 @@ fn segment(a: &mut Attributes) -> Answer<(Segment, Option<u32>)> {
         (Some("flat"), Some(_), Some(_)) => {
             invalid("segmentation_id prohibited for flat provider network".into())
         }
-        (Some("flat"), Some(physical), None) => Ok((Segment::Flat { physical }, None)),
+        (Some("flat"), Some(physical), None) => Ok(Wish::Flat { physical }),
         (Some("vlan"), None, _) => invalid("physical_network required for VLAN provider network".into()),
-        (Some("vlan"), Some(physical), None) => invalid(format!(
-            "Physical network {physical} requires segmentation_id to be specified when creating a provider network"
-        )),
+        (Some("vlan"), Some(physical), None) => Ok(Wish::Vlan { physical, tag: None }),
         (Some("vlan"), Some(physical), Some(number)) => {
             match u16::try_from(number).ok().filter(|tag| VLANS.contains(tag)) {
-                Some(tag) => Ok((Segment::Vlan { physical, tag }, None)),
+                tag @ Some(_) => Ok(Wish::Vlan { physical, tag }),
                 None => invalid(format!(
                     "segmentation_id out of range ({} through {})",
                     VLANS.start(),
@@ -182,12 +178,12 @@ fn figure(figure: Option<u64>, key: &str) -> Answer<Option<u32>> {
 fn make(
     fleet: &Fleet,
     caller: &Caller,
-    vnis: &RangeInclusive<u32>,
+    numbers: &Numbers,
     mut a: Attributes,
 ) -> Answer<(Vec<Change>, Network)> {
     admin_only(caller, &a, &ADMIN_KEYS)?;
     refuse_unbuilt(&mut a)?;
-    let (segment, vni) = segment(&mut a)?;
+    let carrier = carrier(&mut a)?;
     let new = NewNetwork {
         port_security: a.flag("port_security_enabled")?.unwrap_or(true),
         project: owner(caller, &mut a)?,
@@ -195,13 +191,12 @@ fn make(
         description: a.text("description")?.unwrap_or_default(),
         shared: a.flag("shared")?.unwrap_or(false),
         admin_state_up: a.flag("admin_state_up")?.unwrap_or(true),
-        segment,
-        vni,
+        carrier,
         // 0 is how some clients ask for the usual one.
         mtu: figure(a.number("mtu")?.filter(|mtu| *mtu != 0), "mtu")?,
     };
     a.finish()?;
-    Ok(network::create(fleet, new, vnis, addresses::luck(), now())?)
+    Ok(network::create(fleet, new, numbers, addresses::luck(), now())?)
 }
 
 /// POST /networks.
@@ -211,11 +206,13 @@ pub(super) async fn create(
     Body(body): Body<Value>,
 ) -> Answer<Response> {
     caller.require_member()?;
-    let vnis = app.config.vnis().map_err(|e| Fault::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    let broken = |error: ConfigError| Fault::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let numbers =
+        Numbers { vnis: app.config.vnis().map_err(broken)?, vlans: app.config.vlans().map_err(broken)? };
     let (items, bulk) = items(body, "network", "networks")?;
     let made = app
         .ledger
-        .change(|fleet| decide_all(fleet, items, |fleet, a| make(fleet, &caller, &vnis, a)))
+        .change(|fleet| decide_all(fleet, items, |fleet, a| make(fleet, &caller, &numbers, a)))
         .await?;
     let views = app.ledger.read(|fleet| made.iter().map(|n| view(fleet, n, &caller)).collect());
     Ok(created(views, bulk, "network", "networks"))
@@ -294,9 +291,9 @@ pub(super) fn retag(
     caller: &Caller,
     id: &str,
     tags: Vec<String>,
-) -> Answer<(Vec<Change>, Retagged)> {
+) -> Answer<(Vec<Change>, Vec<String>)> {
     let id = own(fleet, caller, id)?.id;
     let change = NetworkUpdate { tags: Some(tags), ..NetworkUpdate::default() };
     let (changes, network) = network::update(fleet, id, change, now())?;
-    Ok((changes, Retagged { tags: network.tags, told: None }))
+    Ok((changes, network.tags))
 }

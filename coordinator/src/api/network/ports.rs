@@ -1,7 +1,6 @@
 //! Ports.
 
 use super::list::{Collection, answer, with_fields};
-use super::tags::Retagged;
 use super::{admin_only, created, decide_all, items, networks, owner, security_groups};
 use crate::addresses::AddressWish;
 use crate::api::attributes::{Attributes, time_text};
@@ -329,10 +328,10 @@ pub(super) fn retag(
     caller: &Caller,
     id: &str,
     tags: Vec<String>,
-) -> Answer<(Vec<Change>, Retagged)> {
+) -> Answer<(Vec<Change>, Vec<String>)> {
     caller.require_member()?;
     let id = visible(fleet, caller, id)?.id;
     let change = PortUpdate { tags: Some(tags), ..PortUpdate::default() };
     let (changes, (port, _)) = port::update(fleet, id, change, now())?;
-    Ok((changes, Retagged { tags: port.tags, told: None }))
+    Ok((changes, port.tags))
 }

@@ -1,7 +1,6 @@
 //! Security groups.
 
 use super::list::{Collection, answer, with_fields};
-use super::tags::Retagged;
 use super::{created, decide_all, items, owner, security_rules};
 use crate::api::attributes::{Attributes, time_text};
 use crate::api::context::{Body, Caller, Links, Params};
@@ -211,10 +210,10 @@ pub(super) fn retag(
     caller: &Caller,
     id: &str,
     tags: Vec<String>,
-) -> Answer<(Vec<Change>, Retagged)> {
+) -> Answer<(Vec<Change>, Vec<String>)> {
     caller.require_member()?;
     let id = visible(fleet, caller, id)?.id;
     let change = GroupUpdate { tags: Some(tags), ..GroupUpdate::default() };
     let (changes, group) = security_group::update(fleet, id, change, now())?;
-    Ok((changes, Retagged { tags: group.tags, told: None }))
+    Ok((changes, group.tags))
 }

@@ -1,7 +1,6 @@
 //! Subnets.
 
 use super::list::{Collection, answer, with_fields};
-use super::tags::Retagged;
 use super::{created, decide_all, items, networks, owner};
 use crate::api::attributes::{Attributes, time_text};
 use crate::api::context::{Body, Caller, Links, Params};
@@ -288,9 +287,9 @@ pub(super) fn retag(
     caller: &Caller,
     id: &str,
     tags: Vec<String>,
-) -> Answer<(Vec<Change>, Retagged)> {
+) -> Answer<(Vec<Change>, Vec<String>)> {
     let id = own(fleet, caller, id)?.id;
     let change = SubnetUpdate { tags: Some(tags), ..SubnetUpdate::default() };
     let (changes, subnet) = subnet::update(fleet, id, change, now())?;
-    Ok((changes, Retagged { tags: subnet.tags, told: Some(subnet.network) }))
+    Ok((changes, subnet.tags))
 }

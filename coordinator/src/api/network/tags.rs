@@ -9,21 +9,13 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Json;
 use axum::routing::{MethodRouter, get};
-use godwit_protocol::id::NetworkId;
 use serde_json::{Value, json};
 
 /// The labels of an object that the caller names.
 type Read = fn(&Fleet, &Caller, &str) -> Answer<Vec<String>>;
 
-/// Gives it other labels.
-type Write = fn(&Fleet, &Caller, &str, Vec<String>) -> Answer<(Vec<Change>, Retagged)>;
-
-/// An object with its new labels.
-pub(super) struct Retagged {
-    pub(super) tags: Vec<String>,
-    /// A network whose hosts are told.
-    pub(super) told: Option<NetworkId>,
-}
+/// Gives it other labels, and says which it has then. No host hears of them.
+type Write = fn(&Fleet, &Caller, &str, Vec<String>) -> Answer<(Vec<Change>, Vec<String>)>;
 
 /// GET, PUT and DELETE of one kind of object's labels.
 pub(super) fn routes(read: Read, write: Write) -> MethodRouter<Shared> {
@@ -52,7 +44,5 @@ async fn apply(
     tags: Vec<String>,
     write: Write,
 ) -> Answer<Vec<String>> {
-    let changed = app.ledger.change(|fleet| write(fleet, caller, id, tags)).await?;
-    changed.told.into_iter().for_each(|network| app.l2_changed(network));
-    Ok(changed.tags)
+    app.ledger.change(|fleet| write(fleet, caller, id, tags)).await
 }

@@ -218,6 +218,23 @@ async fn numbers_for_networks_run_out_with_a_clear_answer() {
 }
 
 #[tokio::test]
+async fn addresses_run_out_with_a_clear_answer_and_come_back() {
+    let scene = Scene::new().await;
+    let network = scene.make("/networks", json!({ "network": {} })).await["network"]["id"].clone();
+    let body = json!({ "subnet": { "network_id": network, "cidr": "10.5.0.0/30" } });
+    scene.make("/subnets", body).await;
+    let body = json!({ "port": { "network_id": network } });
+    let port = scene.make("/ports", body.clone()).await["port"].clone();
+    let (status, text) = scene.refusal(Method::POST, "/ports", body.clone()).await;
+    assert_eq!(status, 409);
+    assert!(text.contains("No more addresses are free") && text.contains("add a subnet"), "{text}");
+    let path = format!("/ports/{}", port["id"].as_str().unwrap());
+    assert_eq!(scene.net(As::Admin, Method::DELETE, &path, Value::Null).await.status, 204);
+    let again = scene.make("/ports", body).await["port"].clone();
+    assert_eq!(again["fixed_ips"][0]["ip_address"], "10.5.0.2");
+}
+
+#[tokio::test]
 async fn other_projects_see_a_network_only_when_it_is_shared() {
     let scene = Scene::new().await;
     let path = format!("/networks/{}", scene.network);
@@ -271,10 +288,18 @@ async fn a_change_counts_revisions_and_tags_are_kept() {
         (&subnet["name"], &subnet["gateway_ip"], &subnet["revision_number"]),
         (&json!("new"), &json!(null), &json!(2))
     );
+    let generation = || scene.api.app.ledger.read(|fleet| fleet.networks[&scene.network].generation);
+    let before = generation();
     let tags = json!({ "tags": ["a", "b"] });
     assert_eq!(scene.net(As::Admin, Method::PUT, &format!("{path}/tags"), tags.clone()).await.json(), tags);
+    let body = json!({ "subnet": { "name": "newer", "dns_nameservers": ["10.0.0.9"] } });
+    assert_eq!(scene.net(As::Admin, Method::PUT, &path, body).await.status, 200);
+    assert_eq!(generation(), before, "nothing that hosts are told");
+    let body = json!({ "subnet": { "dns_nameservers": ["10.0.0.10"] } });
+    assert_eq!(scene.net(As::Admin, Method::PUT, &path, body).await.status, 200);
+    assert_eq!(generation(), before + 1);
     let listed = scene.net(As::Admin, Method::GET, "/subnets?tags=a,b", Value::Null).await.json();
-    assert_eq!(listed["subnets"][0]["dns_nameservers"], json!(["10.0.0.9"]));
+    assert_eq!(listed["subnets"][0]["dns_nameservers"], json!(["10.0.0.10"]));
     assert_eq!(scene.net(As::Admin, Method::DELETE, &format!("{path}/tags"), Value::Null).await.status, 204);
 }
 

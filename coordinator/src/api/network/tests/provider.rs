@@ -9,8 +9,8 @@ use godwit_protocol::network::{Carrier, FIRST_PROVIDED, Unknown};
 impl Scene {
     async fn with_link(self) -> Self {
         let mut host = self.api.app.ledger.read(|fleet| fleet.hosts[&self.host].clone());
-        host.inventory.as_mut().unwrap().physical_networks =
-            vec![PhysicalNetwork { name: "outside".into(), link: "eth1".into(), mtu: 1500 }];
+        let link = |name: &str| PhysicalNetwork { name: name.into(), link: "eth1".into(), mtu: 1500 };
+        host.inventory.as_mut().unwrap().physical_networks = ["outside", "ranged"].map(link).into();
         self.apply(vec![host.into()]).await;
         self
     }
@@ -91,6 +91,27 @@ async fn what_carries_a_network_is_for_administrators_and_does_not_change() {
         assert_eq!(status, 400, "{text}");
         assert!(text.contains(part), "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_vlan_that_is_not_named_is_one_of_its_links_range_until_none_is_left() {
+    let scene = Scene::new().await.with_link().await;
+    let vlan = |tag: Option<u16>| {
+        json!({ "network": {
+            "provider:network_type": "vlan", "provider:physical_network": "ranged", "provider:segmentation_id": tag,
+        } })
+    };
+    scene.make("/networks", vlan(Some(101))).await;
+    let mut tags = BTreeSet::new();
+    for _ in 0..2 {
+        let network = scene.make("/networks", vlan(None)).await["network"].clone();
+        tags.insert(network["provider:segmentation_id"].as_u64().unwrap());
+    }
+    assert_eq!(tags, [100, 102].into());
+    let (status, text) = scene.refusal(Method::POST, "/networks", vlan(None)).await;
+    assert_eq!(status, 409);
+    assert!(text.contains("100 to 102") && text.contains("vlan_ranges"), "{text}");
+    scene.make("/networks", vlan(Some(4000))).await;
 }
 
 #[tokio::test]
