@@ -124,11 +124,14 @@ fn network(number: usize, port: &GuestPort, address: &PortAddress) -> Value {
         IpAddr::V4(_) => ("ipv4", "0.0.0.0"),
         IpAddr::V6(_) => ("ipv6", "::"),
     };
-    let routes: Vec<Value> = address
+    let default = address
         .gateway
         .iter()
-        .map(|gateway| json!({"network": anywhere, "netmask": anywhere, "gateway": gateway}))
-        .collect();
+        .map(|gateway| json!({"network": anywhere, "netmask": anywhere, "gateway": gateway}));
+    let others = address.routes.iter().map(|(destination, gateway)| {
+        json!({"network": destination.network(), "netmask": destination.netmask(), "gateway": gateway})
+    });
+    let routes: Vec<Value> = default.chain(others).collect();
     json!({
         "id": format!("network{number}"),
         "network_id": port.network,
@@ -200,7 +203,17 @@ mod tests {
 
     #[test]
     fn a_guest_finds_its_addresses_by_its_nics_mac() {
-        let spec = spec();
+        let mut spec = spec();
+        spec.ports[0].addresses[0].routes =
+            vec![("192.168.128.0/17".parse().unwrap(), "10.0.0.9".parse().unwrap())];
+        spec.ports[0].addresses.push(PortAddress {
+            address: "fd00::5".parse().unwrap(),
+            prefix_length: 64,
+            gateway: Some("fd00::1".parse().unwrap()),
+            dns: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            routes: vec![("2001:db8::/33".parse().unwrap(), "fd00::9".parse().unwrap())],
+            dhcp: true,
+        });
         let image = build(&spec).unwrap();
         let data = read_back(&image, "/openstack/latest/network_data.json");
         let data: Value = serde_json::from_slice(&data).unwrap();
@@ -211,10 +224,25 @@ mod tests {
         assert_eq!(network["ip_address"], "10.0.0.5");
         assert_eq!(network["netmask"], "255.255.255.0");
         assert_eq!(
-            network["routes"][0],
-            json!({"network":"0.0.0.0","netmask":"0.0.0.0","gateway":"10.0.0.1"})
+            network["routes"],
+            json!([
+                {"network":"0.0.0.0","netmask":"0.0.0.0","gateway":"10.0.0.1"},
+                {"network":"192.168.128.0","netmask":"255.255.128.0","gateway":"10.0.0.9"},
+            ])
         );
-        assert_eq!(data["services"][0], json!({"type": "dns", "address": "10.0.0.2"}));
+        let network = &data["networks"][1];
+        assert_eq!((&network["type"], &network["ip_address"]), (&json!("ipv6"), &json!("fd00::5")));
+        assert_eq!(network["netmask"], "ffff:ffff:ffff:ffff::");
+        assert_eq!(
+            network["routes"],
+            json!([
+                {"network":"::","netmask":"::","gateway":"fd00::1"},
+                {"network":"2001:db8::","netmask":"ffff:ffff:8000::","gateway":"fd00::9"},
+            ])
+        );
+        // Each once, as the guest's resolver wants them.
+        let servers = ["10.0.0.2", "fd00::2"].map(|server| json!({"type": "dns", "address": server}));
+        assert_eq!(data["services"], json!(servers));
     }
 
     #[test]
