@@ -13,6 +13,7 @@ use godwit_protocol::id::{HostId, InstanceId};
 use godwit_protocol::instance::InstanceSpec;
 use godwit_protocol::migration::MigrationSource;
 use godwit_protocol::network::NetworkWanted;
+use godwit_protocol::port::tap_name;
 use godwit_protocol::request::{AgentReply, AgentRequest};
 use godwit_protocol::reservation::{Reservation, ReservePlan};
 use std::sync::Arc;
@@ -85,6 +86,7 @@ impl Agent {
                 self.reservation(*instance)?;
                 pool.ensure()?;
                 pool.claim(*instance, self.host.id)?;
+                self.host.keeper.open_taps(&self.hypervisor.taps(*instance)?)?;
                 self.hypervisor.start(*instance)?;
                 self.look_at(*instance)?;
             }
@@ -92,6 +94,7 @@ impl Agent {
                 self.hypervisor.stop(*instance, Duration::from_millis(*grace_ms))?;
             }
             R::RebootInstance { instance, hard } => {
+                self.host.keeper.open_taps(&self.hypervisor.taps(*instance)?)?;
                 self.hypervisor.reboot(*instance, *hard)?;
                 self.look_at(*instance)?;
             }
@@ -106,6 +109,8 @@ impl Agent {
             R::PrepareMigration(target) => {
                 self.holds(&target.spec)?;
                 pool.ensure()?;
+                let taps = target.spec.ports.iter().map(|port| tap_name(port.port)).collect();
+                self.host.keeper.open_taps(&taps)?;
                 let context = self.context(target.spec.instance)?;
                 let ready = self.migrations.prepare(target, &context)?;
                 return Ok(AgentReply::TargetReady(Box::new(ready)));

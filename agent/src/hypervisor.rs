@@ -47,6 +47,12 @@ pub trait Hypervisor: Send + Sync {
     /// [`HypervisorError::Rejected`] when the hypervisor does not take the description.
     fn define(&self, spec: &InstanceSpec, context: &DomainContext) -> Result<(), HypervisorError>;
 
+    /// The taps that must be there before a defined domain starts.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NotFound`].
+    fn taps(&self, instance: InstanceId) -> Result<BTreeSet<String>, HypervisorError>;
+
     /// Starts a defined domain; running already is a success, and a paused one stays paused.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::host::{Link, PhysicalNetwork, Underlay};
 use godwit_protocol::network::{Carrier, FIRST_PROVIDED, NetworkReported, NetworkWanted};
 use godwit_protocol::port::Mac;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// What carries the guests' packets. Every call may block for as long as the kernel takes, which is short:
@@ -34,6 +35,31 @@ pub trait HostNetwork: Send + Sync {
     /// # Errors
     /// The kernel refuses.
     fn remove(&self, vni: u32) -> Result<bool, NetworkError>;
+
+    /// Makes those of these taps that are ports of the network and are not there yet, down: nothing passes before
+    /// [`Self::open_taps`], and until then [`Self::ensure`] puts their programs on them and them on the bridge.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn make_taps(&self, _wanted: &NetworkWanted, _taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        Ok(())
+    }
+
+    /// Lets packets pass at these taps.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn open_taps(&self, _taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        Ok(())
+    }
+
+    /// Removes the taps of guests that nobody has open, but for these.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn prune_taps(&self, _keep: &BTreeSet<String>) -> Result<(), NetworkError> {
+        Ok(())
+    }
 
     /// Sets up the taps that have come, and forgets those that have gone; what fails is logged.
     fn refresh(&self) {}
@@ -177,6 +203,14 @@ pub enum NetworkError {
         /// The network's number.
         vni: u32,
     },
+    /// A guest is to have a port that nobody has told of.
+    #[error(
+        "this host was told of no network with the port of tap {tap}: its network comes before its guest"
+    )]
+    UnknownTap {
+        /// The tap.
+        tap: String,
+    },
     /// The programs of its ports.
     #[error("the ports of the network are not set up")]
     Plane(#[from] crate::telemetry::TelemetryError),
@@ -202,7 +236,7 @@ impl NetworkError {
             Self::MtuTooLarge { .. } | Self::LinkTaken { .. } => ErrorKind::Conflict,
             Self::NoPhysical { .. } | Self::NoLink { .. } | Self::NoVlans { .. } => ErrorKind::Conflict,
             Self::NoUnderlay { .. } | Self::NoRoute { .. } => ErrorKind::Unavailable,
-            Self::NoFilter { .. } => ErrorKind::Conflict,
+            Self::NoFilter { .. } | Self::UnknownTap { .. } => ErrorKind::Conflict,
             Self::Setting { .. } | Self::Plane(_) | Self::Kernel { .. } => ErrorKind::Internal,
         }
     }

@@ -110,8 +110,11 @@ impl Guest {
             links.contains(&format!("{tunnel}:")) && links.contains(&format!("master {bridge}")),
             "{links}"
         );
-        let tap = carrier.exec(&["virsh", "-q", "domiflist", &self.id]).expect("runs");
-        assert!(tap.contains(&bridge) && tap.contains(&self.mac), "{tap}");
+        let nic = carrier.exec(&["virsh", "-q", "domiflist", &self.id]).expect("runs");
+        let tap = nic.split_whitespace().next().expect("it has a NIC");
+        assert!(nic.contains(&self.mac), "{nic}");
+        let tap = carrier.exec(&["ip", "link", "show", tap]).expect("the tap is there");
+        assert!(tap.contains(&format!("master {bridge}")) && tap.contains("LOWER_UP"), "{tap}");
         assert_eq!(self.shown(stage, "OS-EXT-SRV-ATTR:host"), host);
         for other in stage.lab().hosts().iter().filter(|other| other.name() != host) {
             assert_eq!(self.state(other), "", "{} on {}", self.name, other.name());

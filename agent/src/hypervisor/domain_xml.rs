@@ -6,7 +6,6 @@ use crate::storage::InstancePaths;
 use godwit_protocol::host::Cell;
 use godwit_protocol::id::InstanceId;
 use godwit_protocol::instance::{CpuTopology, InstanceSpec};
-use godwit_protocol::network::bridge_name;
 use godwit_protocol::port::{GuestPort, tap_name};
 use godwit_protocol::reservation::{Reservation, ReservedCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -271,13 +270,19 @@ fn write_devices(
 fn write_interface(xml: &mut String, port: &GuestPort) -> fmt::Result {
     writeln!(
         xml,
-        "    <interface type='bridge'>\n      <source bridge='{}'/><mac address='{}'/>\
-         <target dev='{}'/><model type='virtio'/><mtu size='{}'/>\n    </interface>",
-        bridge_name(port.vni),
+        "    <interface type='ethernet'>\n      <mac address='{}'/>\
+         <target dev='{}' managed='no'/><model type='virtio'/><mtu size='{}'/>\n    </interface>",
         port.mac,
         tap_name(port.port),
         port.mtu
     )
+}
+
+/// The taps that must be there before a domain of this description starts.
+pub fn taps(description: &str) -> BTreeSet<String> {
+    let targets = description.split("<target dev='").skip(1);
+    let unmanaged = targets.filter_map(|target| target.split_once("' managed='no'/>"));
+    unmanaged.map(|(tap, _)| tap).filter(|tap| !tap.contains('\'')).map(str::to_owned).collect()
 }
 
 /// The source's live description with the target's pinning: what the guest sees stays as it is, down to a CPU that

@@ -147,6 +147,10 @@ impl Hypervisor for Fake {
         Ok(())
     }
 
+    fn taps(&self, _instance: InstanceId) -> Result<BTreeSet<String>, HypervisorError> {
+        Ok(BTreeSet::new())
+    }
+
     fn start(&self, instance: InstanceId) -> Result<(), HypervisorError> {
         let mut state = self.attempt(Call::Start, "start", instance)?;
         match state.domains.get(&instance) {

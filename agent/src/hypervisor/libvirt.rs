@@ -238,6 +238,11 @@ impl Hypervisor for Libvirt {
         defined.map(drop).map_err(|error| self.link.explain(error, rejected))
     }
 
+    fn taps(&self, instance: InstanceId) -> Result<BTreeSet<String>, HypervisorError> {
+        let kept = self.domain(instance)?.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE);
+        Ok(domain_xml::taps(&kept.map_err(self.failed("look up", instance))?))
+    }
+
     fn start(&self, instance: InstanceId) -> Result<(), HypervisorError> {
         let domain = self.domain(instance)?;
         match domain.create() {

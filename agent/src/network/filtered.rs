@@ -4,6 +4,7 @@ use super::{Changes, HostNetwork, NetworkError};
 use crate::telemetry::filter::PortFilter;
 use godwit_protocol::host::{Link, PhysicalNetwork, Underlay};
 use godwit_protocol::network::{NetworkReported, NetworkWanted};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A host's networks, and the filter of their ports.
@@ -42,6 +43,18 @@ impl<N: HostNetwork> HostNetwork for Filtered<N> {
             filter.remove(vni)?;
         }
         Ok(found)
+    }
+
+    fn make_taps(&self, wanted: &NetworkWanted, taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        self.networks.make_taps(wanted, taps)
+    }
+
+    fn open_taps(&self, taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        self.networks.open_taps(taps)
+    }
+
+    fn prune_taps(&self, keep: &BTreeSet<String>) -> Result<(), NetworkError> {
+        self.networks.prune_taps(keep)
     }
 
     fn refresh(&self) {

@@ -5,6 +5,7 @@ use super::{Changes, HostNetwork, NetworkError};
 use crate::state::StateError;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::network::{NetworkReported, NetworkWanted};
+use godwit_protocol::port::tap_name;
 use prometheus::{IntCounterVec, Opts, Registry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,7 +50,40 @@ impl Keeper {
     pub fn ensure(&self, wanted: &NetworkWanted) -> Result<Changes, RequestError> {
         let _turn = self.turn();
         self.wanted.keep(wanted).map_err(not_kept)?;
-        Ok(self.network.ensure(wanted)?)
+        let changes = self.network.ensure(wanted)?;
+        self.prune();
+        Ok(changes)
+    }
+
+    /// Has the taps that a guest is about to open in their networks, with all that applies to them in its place.
+    ///
+    /// # Errors
+    /// See [`HostNetwork::ensure`]; or no network has such a port.
+    pub fn open_taps(&self, taps: &BTreeSet<String>) -> Result<(), RequestError> {
+        let _turn = self.turn();
+        let mut unknown = taps.clone();
+        for wanted in self.wanted.all() {
+            let own: BTreeSet<String> = ports(&wanted).filter(|tap| taps.contains(tap)).collect();
+            unknown.retain(|tap| !own.contains(tap));
+            if own.is_empty() {
+                continue;
+            }
+            self.network.make_taps(&wanted, &own)?;
+            self.network.ensure(&wanted)?;
+            self.network.open_taps(&own)?;
+        }
+        match unknown.pop_first() {
+            Some(tap) => Err(NetworkError::UnknownTap { tap }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes taps that are no wanted port's. While QEMU has one open it stays, until the next look.
+    fn prune(&self) {
+        let keep = self.wanted.all().iter().flat_map(ports).collect();
+        if let Err(error) = self.network.prune_taps(&keep) {
+            tracing::error!("a tap is left: {}", crate::hypervisor::chain(&error));
+        }
     }
 
     /// Takes a network off this host for good.
@@ -59,7 +93,9 @@ impl Keeper {
     pub fn remove(&self, vni: u32) -> Result<bool, RequestError> {
         let _turn = self.turn();
         self.wanted.forget(vni).map_err(not_kept)?;
-        Ok(self.network.remove(vni)?)
+        let found = self.network.remove(vni)?;
+        self.prune();
+        Ok(found)
     }
 
     /// Brings everything to what was wanted last, as an agent that starts must.
@@ -80,6 +116,7 @@ impl Keeper {
     pub fn check(&self) {
         let _turn = self.turn();
         self.network.refresh();
+        self.prune();
         let found = match self.network.observe() {
             Ok(found) => found,
             Err(error) => {
@@ -129,6 +166,11 @@ impl Keeper {
     fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The taps of a network's ports.
+fn ports(wanted: &NetworkWanted) -> impl Iterator<Item = String> {
+    wanted.ports.iter().map(|port| tap_name(port.port))
 }
 
 fn agrees(wanted: &NetworkWanted, found: &NetworkReported) -> bool {

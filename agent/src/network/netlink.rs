@@ -6,6 +6,7 @@ mod links;
 mod neighbours;
 mod provided;
 mod socket;
+mod tap;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +21,7 @@ use godwit_protocol::network::{
 use godwit_protocol::port::tap_name;
 use links::LinkState;
 use socket::Conversation;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -130,6 +131,41 @@ impl HostNetwork for Netlink {
             tracing::info!(vni, "network removed");
         }
         Ok(found)
+    }
+
+    fn make_taps(&self, wanted: &NetworkWanted, taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        let conversation = &mut *self.conversation();
+        for name in wanted.ports.iter().map(|port| tap_name(port.port)).filter(|name| taps.contains(name)) {
+            if links::find(conversation, &name)?.is_some() {
+                continue;
+            }
+            tap::make(&name)?;
+            links::isolate(&name, wanted.vni)?;
+            if let Some(link) = links::find(conversation, &name)? {
+                links::set_mtu(conversation, &link, wanted.mtu)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open_taps(&self, taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        let conversation = &mut *self.conversation();
+        for name in taps {
+            if let Some(link) = links::find(conversation, name)? {
+                links::ensure_up(conversation, &link)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prune_taps(&self, keep: &BTreeSet<String>) -> Result<(), NetworkError> {
+        let conversation = &mut *self.conversation();
+        let links = links::collect(conversation)?;
+        for link in links.iter().filter(|link| link.is_unused_tap() && !keep.contains(&link.name)) {
+            links::remove(conversation, link)?;
+            tracing::debug!(tap = link.name, "removed");
+        }
+        Ok(())
     }
 
     fn observe(&self) -> Result<Vec<NetworkReported>, NetworkError> {

@@ -5,6 +5,7 @@ use super::{Changes, HostNetwork, NetworkError};
 use crate::telemetry::plane::DataPlane;
 use godwit_protocol::host::{Link, PhysicalNetwork, Underlay};
 use godwit_protocol::network::{NetworkReported, NetworkWanted};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Links by netlink, ports by eBPF.
@@ -40,6 +41,18 @@ impl HostNetwork for Overlay {
             plane.remove(vni)?;
         }
         Ok(found)
+    }
+
+    fn make_taps(&self, wanted: &NetworkWanted, taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        self.links.make_taps(wanted, taps)
+    }
+
+    fn open_taps(&self, taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        self.links.open_taps(taps)
+    }
+
+    fn prune_taps(&self, keep: &BTreeSet<String>) -> Result<(), NetworkError> {
+        self.links.prune_taps(keep)
     }
 
     fn refresh(&self) {

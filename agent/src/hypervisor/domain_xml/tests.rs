@@ -131,12 +131,19 @@ fn an_ordinary_guest_floats_over_the_shared_cpus() {
             "<topology sockets='2' cores='1' threads='1'/>",
             "<source file='/srv/godwit/instances/0b1c2d3e-0000-4000-8000-000000000001/disk'/><backingStore/>",
             "type='qcow2' cache='none'",
-            "<source bridge='gwb1001'/>",
-            "<target dev='gwt11111111222'/>",
+            "<interface type='ethernet'>",
+            "<target dev='gwt11111111222' managed='no'/>",
             "<mtu size='1450'/>",
         ],
     );
     assert!(!xml.contains("numatune") && !xml.contains("cputune") && !xml.contains("hugepages"));
+    assert_eq!(taps(&xml).into_iter().collect::<Vec<_>>(), ["gwt11111111222"]);
+}
+
+#[test]
+fn only_taps_that_libvirt_does_not_make_itself_are_to_be_there() {
+    let description = "<target dev='vda' bus='virtio'/><target dev='gwt1'/><target dev='gwt2' managed='no'/>";
+    assert_eq!(taps(description).into_iter().collect::<Vec<_>>(), ["gwt2"]);
 }
 
 #[test]

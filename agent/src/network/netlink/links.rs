@@ -19,6 +19,9 @@ use std::path::Path;
 /// The least that a link can have, in bytes.
 const SMALLEST_MTU: u32 = 68;
 
+/// What the names of guests' taps begin with, see [`godwit_protocol::port::tap_name`].
+const TAP_PREFIX: &str = "gwt";
+
 /// What is to be known of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinkState {
@@ -138,6 +141,11 @@ impl LinkState {
             }
             _ => {}
         }
+    }
+
+    /// Whether it is a guest's tap that nobody has open.
+    pub(super) fn is_unused_tap(&self) -> bool {
+        self.kind == Some(InfoKind::Tun) && self.name.starts_with(TAP_PREFIX) && !self.running
     }
 
     /// The VNI, if it is a VXLAN device.

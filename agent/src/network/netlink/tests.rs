@@ -3,6 +3,7 @@
 mod moves;
 mod multicast;
 mod provided;
+mod taps;
 
 use super::socket::Conversation;
 use super::{Netlink, UnderlayChoice, host};
