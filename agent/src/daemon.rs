@@ -108,7 +108,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let network = Netlink::open(&config.underlay)?.with_physical(config.physical_networks.clone());
     let underlay = network.underlay()?;
     let events = Arc::new(Events::new(state.host(), &registry)?);
-    let plane = start_data_plane(&underlay.link, &config, &registry, &events)?;
+    let (plane, counting) = start_data_plane(&underlay.link, &config, &registry, &events)?;
     let network = if plane.is_some() { network } else { network.standing_in() };
     let network = Overlay::new(network, plane.clone());
     let (coordinator, host) = (config.coordinator, state.host());
@@ -117,9 +117,13 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let network = Arc::new(Filtered::new(network, filter.clone()));
     let keeper = Arc::new(Keeper::new(network.clone(), wanted, &registry)?);
     let restored = keeper.clone();
-    tokio::task::spawn_blocking(move || restore(&restored, filter.as_deref()))
-        .await
-        .map_err(io::Error::other)?;
+    let counting =
+        tokio::task::spawn_blocking(move || restore(&restored, plane, counting, filter.as_deref()))
+            .await
+            .map_err(io::Error::other)?;
+    if let Some(counting) = counting {
+        registry.register(Box::new(VxlanCollector::new(Arc::new(counting))?))?;
+    }
     let (calls, reporter) = assemble(config, state, identity.clone(), (network, keeper.clone()), &registry)?;
     let uplink = Uplink::new(coordinator, host, &identity, calls, reporter, &registry)?.with_events(events);
     tracing::info!(%host, %coordinator, "the agent runs");
@@ -150,7 +154,7 @@ fn start_data_plane(
     config: &Config,
     registry: &Registry,
     events: &Arc<Events>,
-) -> Result<Option<Arc<DataPlane>>, RunError> {
+) -> Result<(Option<Arc<DataPlane>>, Option<VxlanTelemetry>), RunError> {
     let up = IntGauge::new("godwit_telemetry_up", "Whether the underlay's packets are counted.")?;
     registry.register(Box::new(up.clone()))?;
     let answering = IntGaugeVec::new(
@@ -166,13 +170,10 @@ fn start_data_plane(
     }
     let bpffs = &config.bpffs;
     let options = Options { known_only: true, capacity: config.capacity, ..Options::default() };
-    match VxlanTelemetry::ensure(link, bpffs, options) {
-        Ok(telemetry) => {
-            registry.register(Box::new(VxlanCollector::new(Arc::new(telemetry))?))?;
-            up.set(1);
-        }
-        Err(error) => tracing::error!("packets are not counted: {}", chain(&error)),
-    }
+    let counting = VxlanTelemetry::open(link, bpffs, options)
+        .inspect_err(|error| tracing::error!("packets are not counted: {}", chain(error)))
+        .ok();
+    up.set(counting.is_some().into());
     let opened =
         DataPlane::open(bpffs, config.capacity).and_then(|plane| Ok((plane, EventReader::open(bpffs)?)));
     let plane = match opened {
@@ -189,7 +190,7 @@ fn start_data_plane(
     };
     answering.with_label_values(&["ebpf"]).set(plane.is_some().into());
     answering.with_label_values(&["kernel"]).set(plane.is_none().into());
-    Ok(plane)
+    Ok((plane, counting))
 }
 
 /// A thread that takes events out of the kernel's ring, for as long as the agent runs.
@@ -226,12 +227,25 @@ fn start_filter(
 }
 
 /// Brings networks to what was wanted last, and then exchanges the programs that an earlier agent has attached: by
-/// then the new ones know their rules.
-fn restore(keeper: &Keeper, filter: Option<&PortFilter>) {
+/// then the new ones know their networks and rules.
+fn restore(
+    keeper: &Keeper,
+    plane: Option<Arc<DataPlane>>,
+    mut counting: Option<VxlanTelemetry>,
+    filter: Option<&PortFilter>,
+) -> Option<VxlanTelemetry> {
     keeper.restore();
-    if let Some(Err(error)) = filter.map(PortFilter::adopt) {
-        tracing::error!("the filter of an earlier agent stays: {}", chain(&error));
+    let adopted = match (plane, &mut counting) {
+        (Some(plane), counting) => plane.adopt(counting.as_mut()),
+        (None, Some(counting)) => counting.adopt(),
+        (None, None) => Ok(()),
+    };
+    for outcome in [adopted, filter.map_or(Ok(()), PortFilter::adopt)] {
+        if let Err(error) = outcome {
+            tracing::error!("programs of an earlier agent stay: {}", chain(&error));
+        }
     }
+    counting
 }
 
 /// Looks at the networks whenever links come or go, and every few seconds.

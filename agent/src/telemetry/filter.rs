@@ -10,8 +10,8 @@ pub use collector::FilterCollector;
 pub use requests::{Question, Requests};
 
 use super::TelemetryError;
-use super::pins::{Layout, Pins};
-use super::shared::{hash, map_error, program_mut, removed, take_map};
+use super::pins::{Content, Earlier, Layout, Pins};
+use super::shared::{self, layout, map_error, program_mut, removed, take_map};
 use super::taps::{TapPrograms, each_present, name_of};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError, MapType, PerCpuHashMap};
@@ -21,8 +21,8 @@ use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use entries::{Direction, Wish};
 use godwit_ebpf_common::filter::{
     CONNECTIONS_ENTRIES, CONNECTIONS_MAP, COUNTS_MAP, Connection, ConnectionKey, Counts, FILTERS_ENTRIES,
-    FILTERS_MAP, FRAGMENTS_MAP, FROM_PROGRAM, Filter, FilterKey, MEMBERS_ENTRIES, MEMBERS_MAP, Member,
-    REQUESTS_MAP, TO_PROGRAM,
+    FILTERS_MAP, FRAGMENTS_ENTRIES, FRAGMENTS_MAP, FROM_PROGRAM, Filter, FilterKey, FragmentKey,
+    MEMBERS_ENTRIES, MEMBERS_MAP, Member, REQUESTS_BYTES, REQUESTS_MAP, TO_PROGRAM,
 };
 use godwit_protocol::network::NetworkWanted;
 use godwit_protocol::port::tap_name;
@@ -77,7 +77,8 @@ struct Inner {
     filters: HashMap<MapData, FilterKey, Filter>,
     members: LpmTrie<MapData, Member, u32>,
     connections: HashMap<MapData, ConnectionKey, Connection>,
-    counts: PerCpuHashMap<MapData, FilterKey, Counts>,
+    /// With those that are read along.
+    counts: Vec<PerCpuHashMap<MapData, FilterKey, Counts>>,
     /// What taps are to let pass, with their network's number.
     wanted: BTreeMap<String, (u32, Wish)>,
     /// What is in the map of members.
@@ -99,19 +100,19 @@ impl PortFilter {
         let maps = maps(room);
         let mut loader = EbpfLoader::new();
         for (name, pin, layout) in &maps {
-            if let Some(layout) = layout {
-                pins.make_way(pin, layout)?;
-                // Nothing is carried over: rules are written anew, and connections opened anew.
-                pins.remove_aside(pin)?;
-            }
+            pins.make_way(pin, layout)?;
             loader.map_pin_path(name, pins.path(pin));
         }
         loader.map_max_entries(CONNECTIONS_MAP, room.connections).map_max_entries(MEMBERS_MAP, room.members);
         let mut ebpf = loader.load(OBJECT).map_err(|error| TelemetryError::Object(Box::new(error)))?;
+        // Rules and members are written anew.
+        pins.remove_asides(FILTERS_PIN)?;
+        pins.remove_asides(MEMBERS_PIN)?;
         let filters: HashMap<_, FilterKey, Filter> = take_map(&mut ebpf, FILTERS_MAP)?;
         let members: LpmTrie<_, Member, u32> = take_map(&mut ebpf, MEMBERS_MAP)?;
         let connections = take_map(&mut ebpf, CONNECTIONS_MAP)?;
-        let counts = take_map(&mut ebpf, COUNTS_MAP)?;
+        let mut counts = vec![take_map(&mut ebpf, COUNTS_MAP)?];
+        counts.extend(shared::read_along(&pins, COUNTS_PIN, COUNTS_MAP)?);
         let read = |error| map_error(MEMBERS_MAP, error);
         let told = members.keys().map(|key| key.map(|key| (key.data(), key.prefix_len())).map_err(read));
         let told = told.collect::<Result<_, _>>()?;
@@ -133,7 +134,10 @@ impl PortFilter {
     pub fn adopt(&self) -> Result<(), TelemetryError> {
         let mut inner = self.lock();
         let Inner { pins, ebpf, .. } = &mut *inner;
-        TAPS.exchange(ebpf, pins)
+        // Before, so that what is open goes on, and once more after it for what was opened meanwhile.
+        carry_connections(pins, false)?;
+        TAPS.exchange(ebpf, pins)?;
+        carry_connections(pins, true)
     }
 
     /// Brings the ports of a network to what is wanted of them.
@@ -275,9 +279,11 @@ impl Inner {
         for key in &filters {
             removed(FILTERS_MAP, self.filters.remove(key))?;
         }
-        let counts: Vec<FilterKey> = self.counts.keys().filter_map(Result::ok).filter(is_gone).collect();
-        for key in counts {
-            removed(COUNTS_MAP, self.counts.remove(&key))?;
+        for counts in &mut self.counts {
+            let gone: Vec<FilterKey> = counts.keys().filter_map(Result::ok).filter(is_gone).collect();
+            for key in gone {
+                removed(COUNTS_MAP, counts.remove(&key))?;
+            }
         }
         // A link's number is not given again soon; still, what its guest had opened is not another's.
         let links: BTreeSet<u32> = filters.iter().map(|key| key.link).collect();
@@ -290,22 +296,63 @@ impl Inner {
     }
 }
 
-/// Each map's name, pin and, where another one cannot be adopted, layout.
-fn maps(room: Room) -> [(&'static str, &'static str, Option<Layout>); 6] {
-    let filters = Some(hash::<FilterKey, Filter>(FILTERS_MAP, MapType::Hash, FILTERS_ENTRIES));
-    let members = Some(hash::<Key<Member>, u32>(MEMBERS_MAP, MapType::LpmTrie, room.members));
-    let connections =
-        Some(hash::<ConnectionKey, Connection>(CONNECTIONS_MAP, MapType::LruHash, room.connections));
-    let counts = Some(hash::<FilterKey, Counts>(COUNTS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES));
+const FILTERS_PIN: &str = "filters";
+const MEMBERS_PIN: &str = "members";
+const CONNECTIONS_PIN: &str = "connections";
+const COUNTS_PIN: &str = "filter_counts";
+
+/// Each map's name, pin and layout.
+fn maps(room: Room) -> [(&'static str, &'static str, Layout); 6] {
+    use Content::{Counted, Passing, Told};
+    let requests = Layout {
+        key_bytes: 0,
+        value_bytes: 0,
+        ..layout::<u32, u32>(REQUESTS_MAP, MapType::RingBuf, REQUESTS_BYTES, Passing)
+    };
+    // The kernel had no room for the number at the end of the counts' first name.
+    let counted = Counted(const { &[Earlier::new::<FilterKey, Counts>("FILTER_COUNTS_V")] });
     [
-        (FILTERS_MAP, "filters", filters),
-        (MEMBERS_MAP, "members", members),
-        (CONNECTIONS_MAP, "connections", connections),
-        (FRAGMENTS_MAP, "fragments", None),
-        (COUNTS_MAP, "filter_counts", counts),
-        (REQUESTS_MAP, requests::PIN, None),
+        layout::<FilterKey, Filter>(FILTERS_MAP, MapType::Hash, FILTERS_ENTRIES, Told),
+        layout::<Key<Member>, u32>(MEMBERS_MAP, MapType::LpmTrie, room.members, Told),
+        layout::<ConnectionKey, Connection>(CONNECTIONS_MAP, MapType::LruHash, room.connections, Told),
+        layout::<FragmentKey, u64>(FRAGMENTS_MAP, MapType::LruHash, FRAGMENTS_ENTRIES, Passing),
+        layout::<FilterKey, Counts>(COUNTS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES, counted),
+        requests,
     ]
+    .map(|layout| (layout.name, pin(layout.name), layout))
 }
+
+fn pin(map: &str) -> &'static str {
+    match map {
+        FILTERS_MAP => FILTERS_PIN,
+        MEMBERS_MAP => MEMBERS_PIN,
+        CONNECTIONS_MAP => CONNECTIONS_PIN,
+        COUNTS_MAP => COUNTS_PIN,
+        REQUESTS_MAP => requests::PIN,
+        _ => "fragments",
+    }
+}
+
+/// Copies connections from tables that were set aside because they had another size, but for those that are known
+/// already. What has no room is forgotten, as the table does by itself.
+fn carry_connections(pins: &Pins, last: bool) -> Result<(), TelemetryError> {
+    for (aside, old) in pins.asides(CONNECTIONS_PIN, CONNECTIONS_MAP)? {
+        let old: HashMap<_, ConnectionKey, Connection> = shared::typed(old, CONNECTIONS_MAP)?;
+        let mut connections: HashMap<_, ConnectionKey, Connection> =
+            shared::open(pins, CONNECTIONS_PIN, CONNECTIONS_MAP)?;
+        for (key, connection) in old.iter().filter_map(Result::ok) {
+            // It is there already, and newer.
+            let _ = connections.insert(key, connection, BPF_NOEXIST);
+        }
+        if last {
+            pins.remove(&aside)?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's flag: only what is not there yet.
+const BPF_NOEXIST: u64 = 1;
 
 fn monotonic_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);

@@ -7,8 +7,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What the name of a map that is set aside ends with.
+/// What follows a map's pin in the pin of one that is set aside.
 const ASIDE: &str = "_aside";
+
+/// What the pin of a map that is kept for a later agent ends with.
+const LATER: &str = "_later";
 
 /// `<bpffs>/godwit`.
 #[derive(Clone, Debug)]
@@ -25,6 +28,38 @@ pub(super) struct Layout {
     pub(super) key_bytes: usize,
     pub(super) value_bytes: usize,
     pub(super) entries: u32,
+    pub(super) content: Content,
+}
+
+/// What a map holds, and so what becomes of it when a map of another layout takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// What the agent was told, and writes again before its programs take the place of others.
+    Told,
+    /// Counts. Those of these earlier layouts are taken over.
+    Counted(&'static [Earlier]),
+    /// Nothing that anybody would miss.
+    Passing,
+}
+
+/// A layout that a map had before, of the same type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Earlier {
+    name: &'static str,
+    key_bytes: usize,
+    value_bytes: usize,
+}
+
+impl Earlier {
+    pub(super) const fn new<K, V>(name: &'static str) -> Self {
+        Self { name, key_bytes: size_of::<K>(), value_bytes: size_of::<V>() }
+    }
+
+    fn is(&self, found: &MapInfo) -> bool {
+        found.name_as_str().is_some_and(|name| name == self.name)
+            && found.key_size() as usize == self.key_bytes
+            && found.value_size() as usize == self.value_bytes
+    }
 }
 
 impl Pins {
@@ -45,38 +80,80 @@ impl Pins {
         self.folder.join(name)
     }
 
-    /// Makes way for a map of this layout, if the pinned one is of another. One that differs in nothing but its
-    /// number of entries is set aside for [`Self::take_aside`]; of any other the content is lost, so it says why.
+    /// Makes way for a map of this layout, if the pinned one is of another. Content that can be used is set aside
+    /// for [`Self::asides`]; counts of a later agent are kept for the day when it is back.
     pub(super) fn make_way(&self, pin: &str, wanted: &Layout) -> Result<(), TelemetryError> {
+        self.bring_back(pin, wanted)?;
         let Some(found) = self.find(pin, wanted.name)? else { return Ok(()) };
         let Some(mismatch) = wanted.mismatch(&found) else { return Ok(()) };
-        let aside = format!("{pin}{ASIDE}");
         let path = self.path(pin);
-        if matches!(mismatch, Mismatch::Entries(_)) && self.find(&aside, wanted.name)?.is_none() {
+        let is_counted = matches!(wanted.content, Content::Counted(_));
+        if wanted.can_use(&found) {
             tracing::info!(path = %path.display(), reason = %mismatch, "a pinned map is made anew, with its content");
-            return fs::rename(&path, self.path(&aside)).map_err(|error| pin_error(&path, error));
+            return self.set_aside(pin);
         }
-        tracing::warn!(path = %path.display(), reason = %mismatch, "a pinned map is made anew, its content is lost");
+        if is_counted && wanted.is_before(&found) {
+            tracing::warn!(
+                path = %path.display(),
+                reason = %mismatch,
+                "a later agent has counted here: its counts are kept for it, and this one's begin at zero"
+            );
+            return self.rename(pin, &format!("{pin}{LATER}"));
+        }
+        match wanted.content {
+            Content::Counted(_) => tracing::warn!(
+                path = %path.display(),
+                reason = %mismatch,
+                "a pinned map is made anew, its counts are lost"
+            ),
+            Content::Told | Content::Passing => {
+                tracing::info!(path = %path.display(), reason = %mismatch, "a pinned map is made anew");
+            }
+        }
         self.remove(pin)
     }
 
-    /// The map that [`Self::make_way`] has set aside, if there is one. [`Self::remove_aside`] ends it.
-    pub(super) fn take_aside(
+    /// Puts the map that an earlier agent has kept for this one in its place. What that agent has counted meanwhile is
+    /// set aside.
+    fn bring_back(&self, pin: &str, wanted: &Layout) -> Result<(), TelemetryError> {
+        let later = format!("{pin}{LATER}");
+        let Some(kept) = self.find(&later, wanted.name)? else { return Ok(()) };
+        if wanted.is_before(&kept) {
+            return Ok(());
+        }
+        match self.find(pin, wanted.name)? {
+            Some(found) if wanted.can_use(&found) => self.set_aside(pin)?,
+            Some(_) => self.remove(pin)?,
+            None => {}
+        }
+        self.rename(&later, pin)
+    }
+
+    fn set_aside(&self, pin: &str) -> Result<(), TelemetryError> {
+        let mut number = self.list(&format!("{pin}{ASIDE}"))?.len();
+        while self.path(&format!("{pin}{ASIDE}{number}")).exists() {
+            number += 1;
+        }
+        self.rename(pin, &format!("{pin}{ASIDE}{number}"))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), TelemetryError> {
+        let path = self.path(from);
+        fs::rename(&path, self.path(to)).map_err(|error| pin_error(&path, error))
+    }
+
+    /// The maps that [`Self::make_way`] has set aside, by their pins; [`Self::remove`] ends one.
+    pub(super) fn asides(
         &self,
         pin: &str,
         name: &'static str,
-    ) -> Result<Option<MapData>, TelemetryError> {
-        let aside = format!("{pin}{ASIDE}");
-        if self.find(&aside, name)?.is_none() {
-            return Ok(None);
-        }
-        MapData::from_pin(self.path(&aside))
-            .map(Some)
-            .map_err(|source| TelemetryError::Map { map: name, source: Box::new(source) })
-    }
-
-    pub(super) fn remove_aside(&self, pin: &str) -> Result<(), TelemetryError> {
-        self.remove(&format!("{pin}{ASIDE}"))
+    ) -> Result<Vec<(String, MapData)>, TelemetryError> {
+        let open = |aside: String| {
+            let map = MapData::from_pin(self.path(&aside));
+            map.map(|map| (aside, map))
+                .map_err(|source| TelemetryError::Map { map: name, source: Box::new(source) })
+        };
+        self.list(&format!("{pin}{ASIDE}"))?.into_iter().map(open).collect()
     }
 
     fn find(&self, pin: &str, name: &'static str) -> Result<Option<MapInfo>, TelemetryError> {
@@ -107,6 +184,18 @@ impl Pins {
         }
     }
 
+    /// Unpins what was set aside of a map.
+    pub(super) fn remove_asides(&self, pin: &str) -> Result<(), TelemetryError> {
+        self.list(&format!("{pin}{ASIDE}"))?.iter().try_for_each(|aside| self.remove(aside))
+    }
+
+    /// Unpins a map, and what was set aside or kept of it.
+    pub(super) fn remove_all(&self, pin: &str) -> Result<(), TelemetryError> {
+        self.remove_asides(pin)?;
+        self.remove(&format!("{pin}{LATER}"))?;
+        self.remove(pin)
+    }
+
     /// Removes the folder, unless something else is pinned in it.
     pub(super) fn remove_folder(&self) -> Result<(), TelemetryError> {
         let gone = [io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty];
@@ -117,37 +206,50 @@ impl Pins {
     }
 }
 
-/// How a map differs.
-#[derive(Debug, thiserror::Error)]
-enum Mismatch {
-    #[error("{0}")]
-    Layout(String),
-    #[error("{0}")]
-    Entries(String),
-}
-
 impl Layout {
-    fn mismatch(&self, found: &MapInfo) -> Option<Mismatch> {
-        let differs = |text: String| Some(Mismatch::Layout(text));
+    /// How a map differs; none if it does not.
+    fn mismatch(&self, found: &MapInfo) -> Option<String> {
         let name = found.name_as_str().unwrap_or_default();
-        // The kernel keeps fifteen characters.
-        if name != &self.name[..self.name.len().min(15)] {
-            return differs(format!("it is {name}, wanted is {}", self.name));
+        if name != self.name {
+            return Some(format!("it is {name}, wanted is {}", self.name));
         }
         match found.map_type() {
             Ok(kind) if kind == self.kind => {}
-            kind => return differs(format!("its type is {kind:?}, wanted is {:?}", self.kind)),
+            kind => return Some(format!("its type is {kind:?}, wanted is {:?}", self.kind)),
         }
         let sizes = [
             ("keys", found.key_size() as usize, self.key_bytes),
             ("values", found.value_size() as usize, self.value_bytes),
         ];
         if let Some((what, is, wanted)) = sizes.into_iter().find(|(_, is, wanted)| is != wanted) {
-            return differs(format!("its {what} have {is} bytes, wanted are {wanted}"));
+            return Some(format!("its {what} have {is} bytes, wanted are {wanted}"));
         }
         let entries = found.max_entries();
-        (entries != self.entries)
-            .then(|| Mismatch::Entries(format!("it has {entries} entries, wanted are {}", self.entries)))
+        (entries != self.entries).then(|| format!("it has {entries} entries, wanted are {}", self.entries))
+    }
+
+    /// Whether a map's content can be taken over.
+    fn can_use(&self, found: &MapInfo) -> bool {
+        let ours = Earlier { name: self.name, key_bytes: self.key_bytes, value_bytes: self.value_bytes };
+        let is_of_its_type = found.map_type().is_ok_and(|kind| kind == self.kind);
+        is_of_its_type
+            && match self.content {
+                Content::Told => ours.is(found),
+                Content::Counted(earlier) => ours.is(found) || earlier.iter().any(|layout| layout.is(found)),
+                Content::Passing => false,
+            }
+    }
+
+    /// Whether a map is of a later layout, by the number at the end of its name.
+    fn is_before(&self, found: &MapInfo) -> bool {
+        let number = |name: &str| {
+            let (stem, number) = name.rsplit_once("_V")?;
+            Some((stem.to_owned(), number.parse::<u32>().ok()?))
+        };
+        match (number(self.name), number(found.name_as_str().unwrap_or_default())) {
+            (Some((ours, our)), Some((theirs, their))) => ours == theirs && our < their,
+            _ => false,
+        }
     }
 }
 

@@ -9,9 +9,9 @@ pub use collector::PlaneCollector;
 pub use events::EventReader;
 
 use super::ports::Ports;
-use super::shared::Capacity;
+use super::shared::{Capacity, Version};
 use super::tables::{Tables, told};
-use super::vxlan::Cost;
+use super::vxlan::{Cost, VxlanTelemetry};
 use super::{TelemetryError, pins::Pins};
 use godwit_ebpf_common::tables::{Account, AccountKey, Lost};
 use godwit_protocol::network::NetworkWanted;
@@ -50,13 +50,17 @@ pub struct Filling {
 }
 
 impl DataPlane {
-    /// Loads the programs for ports, with everything pinned under `<bpffs>/godwit`; what an agent before has left
-    /// there is taken over, without a packet or a count lost.
+    /// Loads the programs for ports, with everything pinned under `<bpffs>/godwit`. What an agent before has left there
+    /// goes on until [`Self::adopt`].
     ///
     /// # Errors
     /// There is no BPF file system, or the kernel refuses; what was there before goes on.
     pub fn open(bpffs: &Path, capacity: Capacity) -> Result<Self, TelemetryError> {
-        let ports = Ports::open(bpffs, &capacity)?;
+        Self::open_version(bpffs, capacity, &Version::OURS)
+    }
+
+    fn open_version(bpffs: &Path, capacity: Capacity, version: &Version) -> Result<Self, TelemetryError> {
+        let ports = Ports::open(bpffs, &capacity, version)?;
         let tables = Tables::open(&Pins::open(bpffs)?)?;
         let inner = Mutex::new(Inner { tables, ports });
         Ok(Self {
@@ -66,6 +70,22 @@ impl DataPlane {
             full: AtomicU64::new(0),
             failed: AtomicU64::new(0),
         })
+    }
+
+    /// Takes over from an earlier agent: puts the programs in the place of those that it has attached, those of the
+    /// underlay too, without a packet in between, and adds what it has counted in maps of another layout. To be called
+    /// when the networks are wanted again: till then the programs know nothing of them if the layout has changed.
+    ///
+    /// # Errors
+    /// The kernel refuses; what the earlier agent has attached goes on.
+    pub fn adopt(&self, underlay: Option<&mut VxlanTelemetry>) -> Result<(), TelemetryError> {
+        let mut inner = self.inner();
+        inner.ports.adopt()?;
+        if let Some(underlay) = underlay {
+            underlay.adopt()?;
+        }
+        // Both count in it.
+        inner.ports.carry()
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

@@ -2,8 +2,10 @@
 
 use super::TelemetryError;
 use super::attachment::{Place, outside};
-use super::pins::Pins;
-use super::shared::{self, ACCOUNT_PIN, Capacity, hash, inserted, map_error, removed, take_map};
+use super::pins::{Content, Pins};
+use super::shared::{
+    self, ACCOUNT_PIN, Capacity, LOST_PIN, Version, inserted, layout, map_error, removed, take_map,
+};
 use super::tables::number;
 use super::taps::{TapPrograms, each_present, name_of};
 use super::vxlan::Cost;
@@ -44,7 +46,8 @@ pub(super) struct Ports {
     ports: HashMap<MapData, u32, Port>,
     allowed: LpmTrie<MapData, Allowed, u32>,
     account: PerCpuHashMap<MapData, AccountKey, Account>,
-    lost: PerCpuArray<MapData, u64>,
+    /// With those that are read along.
+    lost: Vec<PerCpuArray<MapData, u64>>,
     /// Wanted ports by their tap.
     wanted: BTreeMap<String, (u32, LocalPort)>,
     /// What is in the map `allowed`.
@@ -57,30 +60,32 @@ pub(super) struct Ports {
 type Rule = (Allowed, u32, u32);
 
 impl Ports {
-    /// Loads the programs. Where an agent before has attached its own, they are exchanged, without a packet in
-    /// between.
-    pub(super) fn open(bpffs: &Path, capacity: &Capacity) -> Result<Self, TelemetryError> {
+    /// Loads the programs. Those that an earlier agent has attached go on until [`Self::adopt`], or until a port's own
+    /// are put in their place.
+    pub(super) fn open(bpffs: &Path, capacity: &Capacity, version: &Version) -> Result<Self, TelemetryError> {
         let pins = Pins::open(bpffs)?;
-        pins.make_way(PORTS_PIN, &hash::<u32, Port>(PORTS_MAP, MapType::Hash, capacity.ports))?;
-        let allowed = hash::<Key<Allowed>, u32>(ALLOWED_MAP, MapType::LpmTrie, capacity.allowed);
+        let ports = layout::<u32, Port>(PORTS_MAP, MapType::Hash, capacity.ports, Content::Told);
+        pins.make_way(PORTS_PIN, &ports)?;
+        let allowed =
+            layout::<Key<Allowed>, u32>(ALLOWED_MAP, MapType::LpmTrie, capacity.allowed, Content::Told);
         pins.make_way(ALLOWED_PIN, &allowed)?;
-        let mut ebpf = shared::loader(&pins, capacity)?
+        let mut ebpf = shared::loader(&pins, capacity, version)?
             .map_pin_path(PORTS_MAP, pins.path(PORTS_PIN))
             .map_pin_path(ALLOWED_MAP, pins.path(ALLOWED_PIN))
             .map_max_entries(PORTS_MAP, capacity.ports)
             .map_max_entries(ALLOWED_MAP, capacity.allowed)
-            .load(OBJECT)
+            .load(&version.port)
             .map_err(|error| TelemetryError::Object(Box::new(error)))?;
         shared::carry_tables(&pins)?;
         shared::carry_hash::<u32, Port>(&pins, PORTS_PIN, PORTS_MAP)?;
         let mut allowed: LpmTrie<_, Allowed, u32> = take_map(&mut ebpf, ALLOWED_MAP)?;
-        if let Some(aside) = pins.take_aside(ALLOWED_PIN, ALLOWED_MAP)? {
-            let aside: LpmTrie<_, Allowed, u32> = shared::typed(aside, ALLOWED_MAP)?;
-            for entry in aside.iter() {
+        for (aside, old) in pins.asides(ALLOWED_PIN, ALLOWED_MAP)? {
+            let old: LpmTrie<_, Allowed, u32> = shared::typed(old, ALLOWED_MAP)?;
+            for entry in old.iter() {
                 let (key, value) = entry.map_err(|source| map_error(ALLOWED_MAP, source))?;
                 inserted(ALLOWED_MAP, allowed.insert(&key, value, 0))?;
             }
-            pins.remove_aside(ALLOWED_PIN)?;
+            pins.remove(&aside)?;
         }
         let mut rules = BTreeSet::new();
         for entry in allowed.iter() {
@@ -89,18 +94,28 @@ impl Ports {
             rules.insert((data, key.prefix_len(), value));
         }
         let ports = take_map(&mut ebpf, PORTS_MAP)?;
-        let account = take_map(&mut ebpf, ACCOUNT_MAP)?;
-        let lost = take_map(&mut ebpf, LOST_MAP)?;
+        let account = take_map(&mut ebpf, version.name(ACCOUNT_MAP))?;
+        let mut lost = vec![take_map(&mut ebpf, version.name(LOST_MAP))?];
+        lost.extend(shared::read_along(&pins, LOST_PIN, LOST_MAP)?);
         for (program, _) in SIDES {
             // Both before either is attached: a kernel that refuses one must not be left with the other.
             shared::program_mut(&mut ebpf, program)?;
         }
         let (wanted, refused) = (BTreeMap::new(), BTreeSet::new());
-        let mut this = Self { pins, ebpf, ports, allowed, account, lost, wanted, rules, refused };
-        TAPS.exchange(&mut this.ebpf, &this.pins)?;
-        let carrier = shared::program_mut(&mut this.ebpf, CARRY_ACCOUNT_PROGRAM)?;
-        shared::carry_counts(&this.pins, ACCOUNT_PIN, ACCOUNT_MAP, carrier, encode)?;
-        Ok(this)
+        Ok(Self { pins, ebpf, ports, allowed, account, lost, wanted, rules, refused })
+    }
+
+    /// Puts these programs in the place of those that an earlier agent has attached, without a packet in between, and
+    /// adds what those have counted. When all that they need to know is told.
+    pub(super) fn adopt(&mut self) -> Result<(), TelemetryError> {
+        TAPS.exchange(&mut self.ebpf, &self.pins)
+    }
+
+    /// Adds what programs of another layout have counted, once none of them is in its place any more.
+    pub(super) fn carry(&mut self) -> Result<(), TelemetryError> {
+        let carrier = &*shared::program_mut(&mut self.ebpf, CARRY_ACCOUNT_PROGRAM)?;
+        let drain = |_: &str, old| shared::drain(old, ACCOUNT_MAP, carrier, encode);
+        shared::carry_counts(&self.pins, ACCOUNT_PIN, ACCOUNT_MAP, &drain)
     }
 
     /// That these are the ports of a network on this host.
@@ -183,8 +198,7 @@ impl Ports {
     pub(super) fn read_lost(&self) -> Result<[(Lost, u64); Lost::ALL.len()], TelemetryError> {
         let mut counts = Lost::ALL.map(|lost| (lost, 0));
         for (lost, count) in &mut counts {
-            let values = self.lost.get(&(*lost as u32), 0);
-            *count = values.map_err(|source| map_error(LOST_MAP, source))?.iter().sum();
+            *count = shared::sum(&self.lost, *lost as u32, LOST_MAP)?;
         }
         Ok(counts)
     }

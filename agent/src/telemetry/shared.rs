@@ -1,8 +1,8 @@
 //! The maps that the two objects share, and how many entries each map has.
 
 use super::TelemetryError;
-use super::pins::{Layout, Pins};
-use aya::maps::{HashMap, Map, MapData, MapError, MapType, PerCpuHashMap};
+use super::pins::{Content, Earlier, Layout, Pins};
+use aya::maps::{HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use godwit_ebpf_common::tables::{
@@ -11,6 +11,8 @@ use godwit_ebpf_common::tables::{
     Neighbour, NeighbourKey, Network, STATIONS_ENTRIES, STATIONS_MAP, Station, StationKey,
 };
 use godwit_ebpf_common::{port, underlay};
+use std::borrow::Cow;
+use std::time::Duration;
 
 /// Most entries of each map. A map that is made anew because its number changed keeps its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -66,6 +68,7 @@ pub(super) const STATIONS_PIN: &str = "stations";
 pub(super) const NEIGHBOURS_PIN: &str = "neighbours";
 pub(super) const ACCOUNT_PIN: &str = "account";
 pub(super) const EVENTS_PIN: &str = "events";
+pub(super) const LOST_PIN: &str = "lost";
 
 /// Each shared map's name and pin.
 pub(super) const PINS: [(&str, &str); 8] = [
@@ -76,38 +79,85 @@ pub(super) const PINS: [(&str, &str); 8] = [
     (BLANK_MAP, "blank"),
     (EVENTS_MAP, EVENTS_PIN),
     (GATE_MAP, "event_gate"),
-    (LOST_MAP, "lost"),
+    (LOST_MAP, LOST_PIN),
 ];
 
-pub(super) const fn hash<K, V>(name: &'static str, kind: MapType, entries: u32) -> Layout {
-    Layout { name, kind, key_bytes: size_of::<K>(), value_bytes: size_of::<V>(), entries }
+/// The layout of a map.
+pub(super) const fn layout<K, V>(
+    name: &'static str,
+    kind: MapType,
+    entries: u32,
+    content: Content,
+) -> Layout {
+    assert!(
+        name.len() < 16,
+        "the kernel keeps fifteen characters of a name, and the last is the layout's number"
+    );
+    Layout { name, kind, key_bytes: size_of::<K>(), value_bytes: size_of::<V>(), entries, content }
 }
 
-fn layouts(capacity: &Capacity) -> [Layout; 8] {
-    [
-        hash::<u32, Network>(NETWORKS_MAP, MapType::Hash, capacity.networks),
-        hash::<StationKey, Station>(STATIONS_MAP, MapType::Hash, capacity.stations),
-        hash::<NeighbourKey, Neighbour>(NEIGHBOURS_MAP, MapType::Hash, capacity.neighbours),
-        hash::<AccountKey, Account>(ACCOUNT_MAP, MapType::PerCpuHash, capacity.accounts),
-        hash::<u32, Account>(BLANK_MAP, MapType::PerCpuArray, 1),
-        Layout {
-            name: EVENTS_MAP,
-            kind: MapType::RingBuf,
+/// Which programs are loaded.
+pub(super) struct Version {
+    /// The object of the ports' programs.
+    pub(super) port: Cow<'static, [u8]>,
+    /// The object of the underlay's.
+    pub(super) underlay: Cow<'static, [u8]>,
+    /// Maps that are of another layout there than here, by their names here; only in tests.
+    pub(super) renamed: &'static [(&'static str, &'static str)],
+}
+
+impl Version {
+    /// The ones that this agent was built with.
+    pub(super) const OURS: Self = Self {
+        port: Cow::Borrowed(super::ports::OBJECT),
+        underlay: Cow::Borrowed(super::vxlan::OBJECT),
+        renamed: &[],
+    };
+
+    pub(super) fn name(&self, name: &'static str) -> &'static str {
+        self.renamed.iter().find(|(ours, _)| *ours == name).map_or(name, |(_, theirs)| theirs)
+    }
+
+    fn layouts(&self, capacity: &Capacity) -> [Layout; 8] {
+        use Content::{Counted, Passing, Told};
+        let events = Layout {
             key_bytes: 0,
             value_bytes: 0,
-            entries: EVENTS_BYTES,
-        },
-        hash::<GateKey, u64>(GATE_MAP, MapType::LruHash, GATE_ENTRIES),
-        hash::<u32, u64>(LOST_MAP, MapType::PerCpuArray, Lost::ALL.len() as u32),
-    ]
+            ..layout::<u32, u32>(EVENTS_MAP, MapType::RingBuf, EVENTS_BYTES, Passing)
+        };
+        let mut layouts = [
+            layout::<u32, Network>(NETWORKS_MAP, MapType::Hash, capacity.networks, Told),
+            layout::<StationKey, Station>(STATIONS_MAP, MapType::Hash, capacity.stations, Told),
+            layout::<NeighbourKey, Neighbour>(NEIGHBOURS_MAP, MapType::Hash, capacity.neighbours, Told),
+            layout::<AccountKey, Account>(ACCOUNT_MAP, MapType::PerCpuHash, capacity.accounts, Counted(&[])),
+            layout::<u32, Account>(BLANK_MAP, MapType::PerCpuArray, 1, Passing),
+            events,
+            layout::<GateKey, u64>(GATE_MAP, MapType::LruHash, GATE_ENTRIES, Passing),
+            layout::<u32, u64>(LOST_MAP, MapType::PerCpuArray, Lost::ALL.len() as u32, Counted(&[])),
+        ];
+        const OURS: &[Earlier] =
+            &[Earlier::new::<AccountKey, Account>(ACCOUNT_MAP), Earlier::new::<u32, u64>(LOST_MAP)];
+        for layout in &mut layouts {
+            let theirs = self.name(layout.name);
+            if theirs != layout.name && layout.content == Counted(&[]) {
+                layout.content = Counted(OURS);
+            }
+            layout.name = theirs;
+        }
+        layouts
+    }
 }
 
 /// A loader whose object shares the pinned maps, once these are of today's layout.
-pub(super) fn loader<'a>(pins: &Pins, capacity: &Capacity) -> Result<EbpfLoader<'a>, TelemetryError> {
+pub(super) fn loader<'a>(
+    pins: &Pins,
+    capacity: &Capacity,
+    version: &Version,
+) -> Result<EbpfLoader<'a>, TelemetryError> {
     let mut loader = EbpfLoader::new();
-    for ((name, pin), layout) in PINS.into_iter().zip(layouts(capacity)) {
+    for ((_, pin), layout) in PINS.into_iter().zip(version.layouts(capacity)) {
         pins.make_way(pin, &layout)?;
-        loader.map_pin_path(name, pins.path(pin)).map_max_entries(name, layout.entries);
+        loader.map_pin_path(layout.name, pins.path(pin)).map_max_entries(layout.name, layout.entries);
     }
     Ok(loader)
 }
@@ -119,41 +169,67 @@ pub(super) fn carry_tables(pins: &Pins) -> Result<(), TelemetryError> {
     carry_hash::<NeighbourKey, Neighbour>(pins, NEIGHBOURS_PIN, NEIGHBOURS_MAP)
 }
 
-/// Copies a hash map that was set aside. Entries that have no room in a smaller one are left behind, and said.
+/// Copies hash maps that were set aside. Entries that have no room in a smaller one are left behind, and said.
 pub(super) fn carry_hash<K: Pod, V: Pod>(
     pins: &Pins,
     pin: &str,
     name: &'static str,
 ) -> Result<(), TelemetryError> {
-    let Some(aside) = pins.take_aside(pin, name)? else { return Ok(()) };
-    let aside: HashMap<_, K, V> = typed(aside, name)?;
-    let mut map: HashMap<_, K, V> = open(pins, pin, name)?;
-    let mut left = 0_u64;
-    for entry in aside.iter() {
-        let (key, value) = entry.map_err(|source| map_error(name, source))?;
-        left += u64::from(map.insert(key, value, 0).is_err());
+    for (aside, old) in pins.asides(pin, name)? {
+        let old: HashMap<_, K, V> = typed(old, name)?;
+        let mut map: HashMap<_, K, V> = open(pins, pin, name)?;
+        let mut left = 0_u64;
+        for entry in old.iter() {
+            let (key, value) = entry.map_err(|source| map_error(name, source))?;
+            left += u64::from(map.insert(key, value, 0).is_err());
+        }
+        if left > 0 {
+            tracing::error!(map = name, left, "the map is now too small for what it held");
+        }
+        pins.remove(&aside)?;
     }
-    if left > 0 {
-        tracing::error!(map = name, left, "the map is now too small for what it held");
-    }
-    pins.remove_aside(pin)
+    Ok(())
 }
 
 /// What a test run takes for an Ethernet header.
 const ETHERNET_BYTES: usize = 14;
 
-/// Adds the counts of a map that was set aside to those of the new one, by a program that does so as packets do.
-/// After the new programs are in their places, so that nothing counts in the old map any more.
-pub(super) fn carry_counts<K: Pod, V: Pod>(
+/// After this a program that ran on another CPU when it was exchanged has ended: it takes microseconds, and nothing
+/// interrupts it for longer than the kernel's own work.
+const UNDER_WAY: Duration = Duration::from_millis(20);
+
+/// Takes the counts out of a map of an earlier layout, whose keys and values are these.
+pub(super) type Drain<'a> = &'a dyn Fn(&str, MapData) -> Result<(), TelemetryError>;
+
+/// Adds the counts of maps that were set aside to those of the new one. After the new programs are in their places, so
+/// that nothing counts in the old maps any more.
+pub(super) fn carry_counts(
     pins: &Pins,
     pin: &str,
+    name: &'static str,
+    drain: Drain<'_>,
+) -> Result<(), TelemetryError> {
+    let asides = pins.asides(pin, name)?;
+    if !asides.is_empty() {
+        std::thread::sleep(UNDER_WAY);
+    }
+    for (aside, old) in asides {
+        let layout = old.info().map_err(|source| map_error(name, source))?;
+        drain(layout.name_as_str().unwrap_or_default(), old)?;
+        pins.remove(&aside)?;
+    }
+    Ok(())
+}
+
+/// Adds the counts of one map by a program that does so as packets do.
+pub(super) fn drain<K: Pod, V: Pod>(
+    old: MapData,
     name: &'static str,
     carrier: &SchedClassifier,
     encode: fn(&K, &V) -> Vec<u8>,
 ) -> Result<(), TelemetryError> {
-    let Some(aside) = pins.take_aside(pin, name)? else { return Ok(()) };
-    let mut aside: PerCpuHashMap<_, K, V> = typed(aside, name)?;
-    let entries: Vec<_> = aside.iter().collect::<Result<_, _>>().map_err(|source| map_error(name, source))?;
+    let mut old: PerCpuHashMap<_, K, V> = typed(old, name)?;
+    let entries: Vec<_> = old.iter().collect::<Result<_, _>>().map_err(|source| map_error(name, source))?;
     for (key, values) in entries {
         for value in values.iter() {
             let packet = [vec![0; ETHERNET_BYTES], encode(&key, value)].concat();
@@ -165,9 +241,32 @@ pub(super) fn carry_counts<K: Pod, V: Pod>(
             })?;
         }
         // At once, so that an agent that is killed here does not add it again.
-        aside.remove(&key).map_err(|source| map_error(name, source))?;
+        old.remove(&key).map_err(|source| map_error(name, source))?;
     }
-    pins.remove_aside(pin)
+    Ok(())
+}
+
+/// Maps that were set aside and are read along with the one in their place: nothing is written to them any more.
+pub(super) fn read_along<M>(pins: &Pins, pin: &str, name: &'static str) -> Result<Vec<M>, TelemetryError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    pins.asides(pin, name)?.into_iter().map(|(_, map)| typed(map, name)).collect()
+}
+
+/// One number of an array and of those that are read along with it, over all CPUs.
+pub(super) fn sum(
+    arrays: &[PerCpuArray<MapData, u64>],
+    index: u32,
+    name: &'static str,
+) -> Result<u64, TelemetryError> {
+    let in_one = |array: &PerCpuArray<MapData, u64>| match array.get(&index, 0) {
+        Ok(values) => Ok(values.iter().sum::<u64>()),
+        // An earlier layout has fewer.
+        Err(MapError::OutOfBounds { .. }) => Ok(0),
+        Err(source) => Err(map_error(name, source)),
+    };
+    arrays.iter().map(in_one).sum()
 }
 
 /// A pinned map of a known type.

@@ -8,8 +8,8 @@ pub use collector::VxlanCollector;
 
 use super::TelemetryError;
 use super::attachment::Place;
-use super::pins::Pins;
-use super::shared::{self, Capacity, hash, map_error, take_map};
+use super::pins::{Content, Earlier, Layout, Pins};
+use super::shared::{self, Capacity, Version, layout, map_error, take_map};
 use aya::maps::{MapData, MapType, PerCpuArray, PerCpuHashMap};
 use aya::programs::ProgramError;
 use aya::programs::tc::{SchedClassifier, TcAttachType};
@@ -24,7 +24,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// The programs, as agent/build.rs built them.
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/underlay"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/underlay"));
 
 const TRAFFIC_PIN: &str = "underlay_traffic";
 const OTHER_PIN: &str = "underlay_other";
@@ -84,8 +84,9 @@ pub struct VxlanTelemetry {
     pins: Pins,
     ebpf: Ebpf,
     traffic: PerCpuHashMap<MapData, TrafficKey, Traffic>,
-    other: PerCpuArray<MapData, u64>,
-    stale: PerCpuHashMap<MapData, u32, Stale>,
+    /// With those that are read along.
+    other: Vec<PerCpuArray<MapData, u64>>,
+    stale: Vec<PerCpuHashMap<MapData, u32, Stale>>,
 }
 
 impl VxlanTelemetry {
@@ -98,42 +99,84 @@ impl VxlanTelemetry {
     /// # Errors
     /// There is no such link or no BPF file system, or the kernel refuses; what was attached before goes on.
     pub fn ensure(link: &str, bpffs: &Path, options: Options) -> Result<Self, TelemetryError> {
+        let mut this = Self::open(link, bpffs, options)?;
+        this.adopt()?;
+        Ok(this)
+    }
+
+    /// The same, but that the programs of an agent before go on until [`super::plane::DataPlane::adopt`], when these
+    /// know what they need to.
+    ///
+    /// # Errors
+    /// See [`Self::ensure`].
+    pub fn open(link: &str, bpffs: &Path, options: Options) -> Result<Self, TelemetryError> {
+        Self::open_version(link, bpffs, options, &Version::OURS)
+    }
+
+    pub(super) fn open_version(
+        link: &str,
+        bpffs: &Path,
+        options: Options,
+        version: &Version,
+    ) -> Result<Self, TelemetryError> {
         if nix::net::if_::if_nametoindex(link).is_err() {
             return Err(TelemetryError::NoLink { link: link.to_owned() });
         }
         let pins = Pins::open(bpffs)?;
         let entries = options.capacity.traffic;
-        pins.make_way(TRAFFIC_PIN, &hash::<TrafficKey, Traffic>(TRAFFIC_MAP, MapType::PerCpuHash, entries))?;
-        pins.make_way(
-            OTHER_PIN,
-            &hash::<u32, u64>(OTHER_MAP, MapType::PerCpuArray, Other::ALL.len() as u32),
-        )?;
-        pins.make_way(STALE_PIN, &hash::<u32, Stale>(STALE_MAP, MapType::PerCpuHash, STALE_ENTRIES))?;
+        for (pin, layout) in layouts(entries) {
+            pins.make_way(pin, &layout)?;
+        }
         let known_only = u8::from(options.known_only);
-        let mut ebpf = shared::loader(&pins, &options.capacity)?
+        let mut ebpf = shared::loader(&pins, &options.capacity, version)?
             .map_pin_path(TRAFFIC_MAP, pins.path(TRAFFIC_PIN))
             .map_pin_path(OTHER_MAP, pins.path(OTHER_PIN))
             .map_pin_path(STALE_MAP, pins.path(STALE_PIN))
             .map_max_entries(TRAFFIC_MAP, entries)
             .override_global(PORT_GLOBAL, &options.port, true)
             .override_global(KNOWN_ONLY_GLOBAL, &known_only, true)
-            .load(OBJECT)
+            .load(&version.underlay)
             .map_err(|error| TelemetryError::Object(Box::new(error)))?;
         shared::carry_tables(&pins)?;
         let traffic = take_map(&mut ebpf, TRAFFIC_MAP)?;
-        let other = take_map(&mut ebpf, OTHER_MAP)?;
-        let stale = take_map(&mut ebpf, STALE_MAP)?;
+        let mut other = vec![take_map(&mut ebpf, OTHER_MAP)?];
+        other.extend(shared::read_along(&pins, OTHER_PIN, OTHER_MAP)?);
+        let mut stale = vec![take_map(&mut ebpf, STALE_MAP)?];
+        stale.extend(shared::read_along(&pins, STALE_PIN, STALE_MAP)?);
         for direction in Direction::ALL {
             // Both before either is attached: a kernel that refuses one must not be left with the other.
             let loaded = program_mut(&mut ebpf, direction)?.load();
             loaded.map_err(|source| program_error(direction, "loaded", source))?;
         }
-        for direction in Direction::ALL {
-            place(direction, link).ensure(program_mut(&mut ebpf, direction)?, &pins)?;
+        let mut this = Self { link: link.to_owned(), pins, ebpf, traffic, other, stale };
+        if Direction::ALL.iter().all(|direction| !this.pins.path(program_name(*direction)).exists()) {
+            // Nobody counts yet.
+            this.attach()?;
         }
-        let carrier = shared::program_mut(&mut ebpf, CARRY_TRAFFIC_PROGRAM)?;
-        shared::carry_counts(&pins, TRAFFIC_PIN, TRAFFIC_MAP, carrier, encode)?;
-        Ok(Self { link: link.to_owned(), pins, ebpf, traffic, other, stale })
+        Ok(this)
+    }
+
+    /// Puts the programs in their places, in that of others where there are some.
+    pub(super) fn attach(&mut self) -> Result<(), TelemetryError> {
+        for direction in Direction::ALL {
+            place(direction, &self.link).ensure(program_mut(&mut self.ebpf, direction)?, &self.pins)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over from an earlier agent: its programs are replaced, and what they have counted in a map of another
+    /// layout is added.
+    ///
+    /// # Errors
+    /// The kernel refuses; what the earlier agent has attached goes on.
+    pub fn adopt(&mut self) -> Result<(), TelemetryError> {
+        self.attach()?;
+        let carrier = &*shared::program_mut(&mut self.ebpf, CARRY_TRAFFIC_PROGRAM)?;
+        let drain = |layout: &str, old| match layout {
+            TRAFFIC_V1 => shared::drain(old, TRAFFIC_MAP, carrier, encode_v1),
+            _ => shared::drain(old, TRAFFIC_MAP, carrier, encode),
+        };
+        shared::carry_counts(&self.pins, TRAFFIC_PIN, TRAFFIC_MAP, &drain)
     }
 
     /// All counts by network, summed over CPUs, in the order of network, direction, class and peer.
@@ -161,8 +204,7 @@ impl VxlanTelemetry {
     pub fn read_other(&self) -> Result<[(Other, u64); Other::ALL.len()], TelemetryError> {
         let mut counts = Other::ALL.map(|other| (other, 0));
         for (other, count) in &mut counts {
-            let values = self.other.get(&(*other as u32), 0);
-            *count = values.map_err(|source| map_error(OTHER_MAP, source))?.iter().sum();
+            *count = shared::sum(&self.other, *other as u32, OTHER_MAP)?;
         }
         Ok(counts)
     }
@@ -173,13 +215,15 @@ impl VxlanTelemetry {
     /// # Errors
     /// The kernel does not let the map be read.
     pub fn read_stale(&self) -> Result<BTreeMap<u32, (u64, Duration)>, TelemetryError> {
-        let read = self.stale.iter().map(|entry| {
+        let mut read: BTreeMap<u32, (u64, Duration)> = BTreeMap::new();
+        for entry in self.stale.iter().flat_map(|map| map.iter()) {
             let (vni, values) = entry.map_err(|source| map_error(STALE_MAP, source))?;
-            let packets = values.iter().map(|stale| stale.packets).sum();
-            let longest = values.iter().map(|stale| stale.longest_ns).max().unwrap_or(0);
-            Ok((vni, (packets, Duration::from_nanos(longest))))
-        });
-        read.collect()
+            let (packets, longest) = read.entry(vni).or_default();
+            *packets += values.iter().map(|stale| stale.packets).sum::<u64>();
+            let found = values.iter().map(|stale| stale.longest_ns).max().unwrap_or(0);
+            *longest = (*longest).max(Duration::from_nanos(found));
+        }
+        Ok(read)
     }
 
     /// What each program costs; all zero unless the kernel was told to count it.
@@ -217,7 +261,7 @@ impl VxlanTelemetry {
             self.pins.remove(program_name(direction))?;
         }
         for pin in [TRAFFIC_PIN, OTHER_PIN, STALE_PIN].into_iter().chain(shared::PINS.map(|(_, pin)| pin)) {
-            self.pins.remove(pin)?;
+            self.pins.remove_all(pin)?;
         }
         self.pins.remove_folder()
     }
@@ -226,6 +270,43 @@ impl VxlanTelemetry {
     pub(super) fn program_mut(&mut self, direction: Direction) -> &mut SchedClassifier {
         program_mut(&mut self.ebpf, direction).expect("the object has both programs")
     }
+}
+
+/// The layout before peers were told apart: a key of network, direction and class.
+const TRAFFIC_V1: &str = "TRAFFIC_V1";
+
+/// The maps of this object alone, by their pins.
+fn layouts(traffic: u32) -> [(&'static str, Layout); 3] {
+    use Content::Counted;
+    let others = Other::ALL.len() as u32;
+    [
+        (
+            TRAFFIC_PIN,
+            layout::<TrafficKey, Traffic>(
+                TRAFFIC_MAP,
+                MapType::PerCpuHash,
+                traffic,
+                Counted(const { &[Earlier::new::<[u8; 8], Traffic>(TRAFFIC_V1)] }),
+            ),
+        ),
+        (
+            OTHER_PIN,
+            layout::<u32, u64>(
+                OTHER_MAP,
+                MapType::PerCpuArray,
+                others,
+                Counted(const { &[Earlier::new::<u32, u64>("OTHER_V1")] }),
+            ),
+        ),
+        (STALE_PIN, layout::<u32, Stale>(STALE_MAP, MapType::PerCpuHash, STALE_ENTRIES, Counted(&[]))),
+    ]
+}
+
+/// A key and value of the first layout as `carry_traffic` takes them: nobody knows with whom it was.
+fn encode_v1(key: &[u8; 8], traffic: &Traffic) -> Vec<u8> {
+    let [vni @ .., direction, class, _, _] = *key;
+    let peer = Ipv6Addr::UNSPECIFIED.octets();
+    encode(&TrafficKey { vni: u32::from_ne_bytes(vni), direction, class, reserved: 0, peer }, traffic)
 }
 
 /// Key and value as `carry_traffic` takes them.
@@ -276,6 +357,10 @@ pub(super) fn forget(bpffs: &Path, vni: u32) -> Result<(), TelemetryError> {
     for key in keys.iter().filter(|key| key.vni == vni) {
         shared::removed(TRAFFIC_MAP, traffic.remove(key))?;
     }
-    let mut stale: PerCpuHashMap<_, u32, Stale> = shared::open(&pins, STALE_PIN, STALE_MAP)?;
-    shared::removed(STALE_MAP, stale.remove(&vni))
+    let stale: PerCpuHashMap<_, u32, Stale> = shared::open(&pins, STALE_PIN, STALE_MAP)?;
+    let before = shared::read_along(&pins, STALE_PIN, STALE_MAP)?;
+    for mut stale in before.into_iter().chain([stale]) {
+        shared::removed(STALE_MAP, stale.remove(&vni))?;
+    }
+    Ok(())
 }

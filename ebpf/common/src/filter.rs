@@ -16,7 +16,7 @@ pub const CONNECTIONS_MAP: &str = "CONNECTIONS_V1";
 pub const FRAGMENTS_MAP: &str = "FRAGMENTS_V1";
 
 /// Map (per-CPU hash): [`FilterKey`] to [`Counts`].
-pub const COUNTS_MAP: &str = "FILTER_COUNTS_V1";
+pub const COUNTS_MAP: &str = "FILTER_COUNT_V1";
 
 /// Map (ring buffer): [`Request`]s of guests to their host's DHCP responder.
 pub const REQUESTS_MAP: &str = "DHCP_V1";

@@ -37,7 +37,7 @@ static CONNECTIONS: LruHashMap<ConnectionKey, Connection> =
 #[map(name = "FRAGMENTS_V1")]
 static FRAGMENTS: LruHashMap<FragmentKey, u64> = LruHashMap::with_max_entries(FRAGMENTS_ENTRIES, 0);
 
-#[map(name = "FILTER_COUNTS_V1")]
+#[map(name = "FILTER_COUNT_V1")]
 static COUNTS: PerCpuHashMap<FilterKey, Counts> =
     PerCpuHashMap::with_max_entries(FILTERS_ENTRIES, BPF_F_NO_PREALLOC);
 

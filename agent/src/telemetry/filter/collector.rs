@@ -66,7 +66,7 @@ impl Collector for FilterCollector {
         self.opened.reset();
         self.lost.reset();
         let inner = self.filter.lock();
-        for (key, values) in inner.counts.iter().filter_map(Result::ok) {
+        for (key, values) in inner.counts.iter().flat_map(|map| map.iter()).filter_map(Result::ok) {
             let Some(tap) = name_of(key.link) else { continue };
             let direction = if key.direction == INGRESS { "ingress" } else { "egress" };
             let sum = |of: fn(&Counts) -> u64| values.iter().map(of).sum::<u64>();

@@ -132,7 +132,7 @@ impl Bench {
 
     fn counts(&self) -> (u64, u64) {
         let inner = self.filter.lock();
-        let counts = inner.counts.iter().map(|entry| entry.unwrap().1);
+        let counts = inner.counts.iter().flat_map(|map| map.iter()).map(|entry| entry.unwrap().1);
         counts
             .flat_map(|values| values.iter().map(|c| (c.dropped, c.malformed)).collect::<Vec<_>>())
             .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))

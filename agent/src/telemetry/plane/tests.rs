@@ -3,6 +3,7 @@
 mod frames;
 mod security;
 mod taps;
+mod upgrades;
 
 use super::DataPlane;
 use crate::network::sandbox::in_sandbox;
@@ -405,6 +406,7 @@ fn counts_go_on_in_a_map_of_another_size() {
             let capacity = Capacity { accounts, ..Capacity::default() };
             let bench = Bench { plane: DataPlane::open(Path::new(BPFFS), capacity).unwrap() };
             bench.tell(&network());
+            bench.plane.adopt(None).unwrap();
             assert_eq!(bench.account().from_packets[0], round as u64);
             bench.guest_sends(&packet);
             bench.run(TO_PROGRAM, &packet, 0, 0);

@@ -24,17 +24,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-const VNI: u32 = 1001;
+pub(super) const VNI: u32 = 1001;
 
 /// A host with one guest, in namespaces h1 and g1 or h2 and g2.
-struct Site {
+pub(super) struct Site {
     number: u8,
-    plane: Option<Arc<DataPlane>>,
-    overlay: Overlay,
-    underlay: VxlanTelemetry,
+    pub(super) plane: Option<Arc<DataPlane>>,
+    pub(super) overlay: Overlay,
+    pub(super) underlay: VxlanTelemetry,
 }
 
-fn port(number: u8) -> LocalPort {
+pub(super) fn port(number: u8) -> LocalPort {
     LocalPort {
         rules: None,
         leases: vec![],
@@ -46,7 +46,7 @@ fn port(number: u8) -> LocalPort {
     }
 }
 
-fn wanted(number: u8) -> NetworkWanted {
+pub(super) fn wanted(number: u8) -> NetworkWanted {
     let other = port(3 - number);
     let vtep = ip(&format!("198.18.0.1{}", 3 - number));
     NetworkWanted {
@@ -67,7 +67,7 @@ fn wanted(number: u8) -> NetworkWanted {
     }
 }
 
-fn bpffs(number: u8) -> PathBuf {
+pub(super) fn bpffs(number: u8) -> PathBuf {
     format!("/run/bpf{number}").into()
 }
 
@@ -75,21 +75,24 @@ fn open(number: u8) -> DataPlane {
     in_namespace(&format!("h{number}"), || DataPlane::open(&bpffs(number), Capacity::default()).unwrap())
 }
 
+pub(super) fn choice(number: u8) -> UnderlayChoice {
+    UnderlayChoice {
+        link: Some("eth0".into()),
+        address: Some(ip(&format!("198.18.0.1{number}"))),
+        ..UnderlayChoice::default()
+    }
+}
+
 /// The host and its guest, whose ports answer by programs or by the kernel.
-fn site(number: u8, by_programs: bool) -> Site {
+pub(super) fn site(number: u8, by_programs: bool) -> Site {
     let (host, guest) = (format!("h{number}"), format!("g{number}"));
     let folder = bpffs(number);
     std::fs::create_dir(&folder).unwrap();
     run(&format!("mount -t bpf bpf {}", folder.display()));
     add_host(&host, &format!("198.18.0.1{number}"));
-    let choice = UnderlayChoice {
-        link: Some("eth0".into()),
-        address: Some(ip(&format!("198.18.0.1{number}"))),
-        ..UnderlayChoice::default()
-    };
     let (links, underlay) = in_namespace(&host, || {
         let underlay = VxlanTelemetry::ensure("eth0", &folder, Options::default()).unwrap();
-        (Netlink::open(&choice).unwrap(), underlay)
+        (Netlink::open(&choice(number)).unwrap(), underlay)
     });
     let plane = by_programs.then(|| Arc::new(open(number)));
     let links = if by_programs { links } else { links.standing_in() };
@@ -111,7 +114,7 @@ fn site(number: u8, by_programs: bool) -> Site {
 }
 
 impl Site {
-    fn account(&self) -> Account {
+    pub(super) fn account(&self) -> Account {
         let key = AccountKey { port: u64::from(self.number) << 56, vni: VNI, reserved: 0 };
         let accounts = self.plane.as_ref().unwrap().read().unwrap();
         accounts.get(&key).copied().unwrap_or(Account::ZERO)
@@ -223,7 +226,9 @@ fn nothing_is_lost_or_counted_twice_while_the_programs_are_exchanged() {
             });
             for _ in 0..5 {
                 // Dropped without a farewell, as by kill -9.
-                one.plane = Some(Arc::new(open(1)));
+                let plane = open(1);
+                in_namespace("h1", || plane.adopt(None)).unwrap();
+                one.plane = Some(Arc::new(plane));
             }
             exchanged.store(true, Ordering::Relaxed);
             (sending.join().unwrap(), receiving.join().unwrap())

@@ -238,6 +238,46 @@ fn a_map_of_another_layout_is_made_anew() {
 }
 
 #[test]
+fn what_was_counted_in_an_earlier_layout_is_taken_over() {
+    in_sandbox(|| {
+        two_hosts();
+        let pins = format!("{BPFFS}/godwit");
+        fs::create_dir_all(&pins).unwrap();
+        // As agents had it before peers were told apart.
+        for (pin, layout, key, value) in [
+            (
+                "underlay_traffic",
+                "type percpu_hash key 8 value 16 entries 8192 name TRAFFIC_V1",
+                "233 3 0 0 1 0 0 0",
+                "5 0 0 0 0 0 0 0 200 0 0 0 0 0 0 0",
+            ),
+            (
+                "underlay_other",
+                "type percpu_array key 4 value 8 entries 5 name OTHER_V1",
+                "3 0 0 0",
+                "7 0 0 0 0 0 0 0",
+            ),
+        ] {
+            run(&format!("bpftool map create {pins}/{pin} {layout}"));
+            run(&format!("bpftool map update pinned {pins}/{pin} key {key} value {value}"));
+        }
+        let cpus = aya::util::nr_cpus().unwrap() as u64;
+        for _ in 0..2 {
+            let telemetry = ensure("h1", Options::default());
+            let samples = telemetry.read().unwrap();
+            let [sample] = samples.as_slice() else { panic!("{samples:?}") };
+            assert_eq!((sample.vni, sample.direction, sample.class), (1001, Direction::Tx, Class::Unicast));
+            assert_eq!((sample.packets, sample.bytes), (5 * cpus, 200 * cpus));
+            assert!(sample.peer.is_unspecified(), "nobody knows with whom");
+            let others = telemetry.read_other().unwrap();
+            assert_eq!(others.map(|(_, count)| count), [0, 0, 0, 7 * cpus, 0, 0]);
+        }
+        ensure("h1", Options::default()).remove().unwrap();
+        assert!(!fs::exists(pins).unwrap(), "nothing of it is left");
+    });
+}
+
+#[test]
 fn the_programs_follow_the_underlay_to_another_link() {
     in_sandbox(|| {
         two_hosts();
