@@ -138,6 +138,16 @@ pub enum NetworkError {
         /// Where to; nothing: anywhere.
         towards: Option<IpAddr>,
     },
+    /// Which address of the underlay link is the host's VTEP cannot be told, or is not there.
+    #[error("{}", which_address(.link, .have, .wanted))]
+    UnderlayAddress {
+        /// The link.
+        link: String,
+        /// The addresses that it has.
+        have: String,
+        /// The one that was asked for.
+        wanted: Option<IpAddr>,
+    },
     /// The host has no such physical network.
     #[error("this host has no physical network {physical}: name its link in physical_networks of agent.toml")]
     NoPhysical {
@@ -228,6 +238,19 @@ fn destination(address: &Option<IpAddr>) -> String {
     address.map_or_else(|| "out of this host".into(), |address| format!("to {address}"))
 }
 
+fn which_address(link: &str, have: &str, wanted: &Option<IpAddr>) -> String {
+    match (have, wanted) {
+        ("", _) => format!("link {link} has no address to send VXLAN packets from: give it one"),
+        (have, Some(wanted)) => {
+            format!("link {link} lacks {wanted}, the `underlay_address` of agent.toml; it has {have}")
+        }
+        (have, None) => format!(
+            "link {link} has several addresses, {have}: a host has one VTEP, so say which by `underlay_address` in \
+             agent.toml"
+        ),
+    }
+}
+
 impl NetworkError {
     /// What the coordinator may do about it.
     pub fn kind(&self) -> ErrorKind {
@@ -235,7 +258,9 @@ impl NetworkError {
             Self::Invalid { .. } => ErrorKind::Invalid,
             Self::MtuTooLarge { .. } | Self::LinkTaken { .. } => ErrorKind::Conflict,
             Self::NoPhysical { .. } | Self::NoLink { .. } | Self::NoVlans { .. } => ErrorKind::Conflict,
-            Self::NoUnderlay { .. } | Self::NoRoute { .. } => ErrorKind::Unavailable,
+            Self::NoUnderlay { .. } | Self::NoRoute { .. } | Self::UnderlayAddress { .. } => {
+                ErrorKind::Unavailable
+            }
             Self::NoFilter { .. } | Self::UnknownTap { .. } => ErrorKind::Conflict,
             Self::Setting { .. } | Self::Plane(_) | Self::Kernel { .. } => ErrorKind::Internal,
         }

@@ -245,24 +245,50 @@ fn choose(
     conversation: &mut Conversation,
     choice: &UnderlayChoice,
 ) -> Result<(String, IpAddr), NetworkError> {
-    if let UnderlayChoice { link: Some(link), address: Some(address), .. } = choice {
-        return Ok((link.clone(), *address));
+    let links = links::collect(conversation)?;
+    let inventory = host::collect_links(conversation, Path::new("/sys"))?;
+    let find = |name: &str| inventory.iter().find(|found| found.name == name);
+    if let Some(link) = &choice.link {
+        let address = match (find(link), choice.address) {
+            (Some(found), address) => own_address(found, address)?,
+            // It may come still.
+            (None, Some(address)) => address,
+            (None, None) => return Err(NetworkError::NoUnderlay { link: link.clone() }),
+        };
+        return Ok((link.clone(), address));
     }
     let no_route = || NetworkError::NoRoute { towards: choice.towards };
-    let links = links::collect(conversation)?;
-    if let Some(link) = &choice.link {
-        let inventory = host::collect_links(conversation, Path::new("/sys"))?;
-        let inventory = inventory.into_iter().find(|found| found.name == *link);
-        let found = inventory.ok_or_else(|| NetworkError::NoUnderlay { link: link.clone() })?;
-        let v4_first = found.addresses.iter().find(|address| address.is_ipv4()).or(found.addresses.first());
-        return Ok((link.clone(), *v4_first.ok_or_else(no_route)?));
-    }
     // An address that the default route leads to, and nothing is sent: any that is not this network's own.
     let anywhere = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     let (index, source) =
         host::route(conversation, choice.towards.unwrap_or(anywhere))?.ok_or_else(no_route)?;
     let link = links.into_iter().find(|link| link.index == index).ok_or_else(no_route)?;
-    Ok((link.name, choice.address.unwrap_or(source)))
+    let address = match (find(&link.name), choice.address) {
+        (Some(found), Some(_)) => own_address(found, choice.address)?,
+        (_, address) => address.unwrap_or(source),
+    };
+    Ok((link.name, address))
+}
+
+/// The address of a link that is wanted, or its only one; IPv4 before IPv6.
+fn own_address(link: &Link, wanted: Option<IpAddr>) -> Result<IpAddr, NetworkError> {
+    let is_usable = |address: &IpAddr| match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    let usable: Vec<IpAddr> = link.addresses.iter().copied().filter(is_usable).collect();
+    let of_v4 = usable.iter().any(IpAddr::is_ipv4);
+    let candidates: Vec<IpAddr> = match wanted {
+        Some(wanted) => usable.iter().copied().filter(|address| *address == wanted).collect(),
+        None => usable.iter().copied().filter(|address| address.is_ipv4() == of_v4).collect(),
+    };
+    match candidates[..] {
+        [address] => Ok(address),
+        _ => {
+            let have = usable.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            Err(NetworkError::UnderlayAddress { link: link.name.clone(), have, wanted })
+        }
+    }
 }
 
 fn kernel(action: impl Into<String>, source: KernelError) -> NetworkError {

@@ -404,6 +404,28 @@ fn the_underlay_is_found_by_the_route_to_the_coordinator() {
 }
 
 #[test]
+fn a_host_with_several_addresses_says_which_is_its_vtep() {
+    on_a_host(|_| {
+        let find = |address| {
+            let choice = UnderlayChoice { link: Some("eth0".into()), address, ..UnderlayChoice::default() };
+            Netlink::open(&choice)?.underlay().map(|underlay| underlay.address)
+        };
+        run("ip address add fd18::11/64 dev eth0 nodad");
+        assert_eq!(find(None).unwrap(), vtep(11), "IPv4 comes first");
+        assert_eq!(find(Some("fd18::11".parse().unwrap())).unwrap().to_string(), "fd18::11");
+        let error = find(Some(vtep(12))).unwrap_err().to_string();
+        assert!(error.contains("lacks 198.18.0.12") && error.contains("198.18.0.11"), "{error}");
+        run("ip address add 198.18.0.99/24 dev eth0");
+        let error = find(None).unwrap_err().to_string();
+        assert!(error.contains("198.18.0.11, 198.18.0.99") && error.contains("underlay_address"), "{error}");
+        assert_eq!(find(Some(vtep(99))).unwrap(), vtep(99));
+        run("ip address flush dev eth0");
+        let error = find(None).unwrap_err().to_string();
+        assert!(error.contains("give it one"), "{error}");
+    });
+}
+
+#[test]
 fn the_inventory_has_the_hosts_links_and_no_others() {
     on_a_host(|host| {
         host.ensure(&wanted(&[], &[])).unwrap();
