@@ -18,3 +18,4 @@ mod network;
 mod races;
 mod storage;
 mod trust;
+mod underlay;

@@ -1,8 +1,8 @@
 //! What guests may say to each other, what they are told, and what of their networks is put right.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::fleet::{Fleet, KILL};
+use crate::fleet::{Fleet, KILL, forwarding};
 use godwit_tests::lab::{Host, Probe, until};
 use serde_json::Value;
 
@@ -138,5 +138,88 @@ fn guests_are_told_their_addresses_while_the_coordinator_is_down_and_entries_cha
     });
     drop((probe, other));
     fleet.godwit(&["port", "delete", &text(&port["id"]), &text(&of_other["id"])]);
+    fleet.check_nothing_left();
+}
+
+/// The forwarding entries that the kernel tells of while `change` is made and followed on a host: those that were made
+/// or changed, and those that went.
+fn entries_changed(host: &Host, device: &str, change: impl FnOnce()) -> Vec<(bool, String)> {
+    let log = "/run/fdb-monitor";
+    let script = format!("exec bridge monitor fdb >{log}");
+    let mut monitor = host.spawn(&["sh", "-c", &script]).expect("bridge runs");
+    host.wait("the monitor", || Ok(host.output(&["test", "-e", log])?.status.success())).expect("it runs");
+    change();
+    monitor.signal(KILL).expect("it is ended");
+    drop(monitor);
+    let told = host.exec(&["cat", log]).expect("it has written");
+    host.exec(&["rm", log]).expect("it goes");
+    let of_device = told.lines().filter(|line| line.contains(device) && line.contains(" dst "));
+    of_device
+        .map(|line| {
+            let gone = line.strip_prefix("Deleted ");
+            let mac = gone.unwrap_or(line).split(' ').next().unwrap_or_default();
+            (gone.is_none(), mac.to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn a_host_that_was_away_or_cut_off_gets_what_it_missed_and_nothing_else() {
+    let fleet = Fleet::start(2);
+    let (here, there) = (fleet.host(1), fleet.host(2));
+    let (one, port) = fleet.probe_with(here, &[]);
+    let (two, _other) = fleet.probe_with(there, &[]);
+    let external = |name: &str| {
+        fleet.godwit(&["port", "create", "blue", "--name", name, "--host", "h1"])["mac_address"].clone()
+    };
+    let (stays, goes) = (text(&external("stays")), text(&external("goes")));
+    let vni = fleet.godwit(&["network", "show", "blue"])["provider:segmentation_id"].to_string();
+    let device = format!("gwv{vni}");
+    let knows = |mac: &str| forwarding(there).iter().any(|entry| entry.starts_with(mac));
+    wait_for("the entries", || knows(&stays) && knows(&goes));
+    let reaches = || answers(&two, &address_of(&port));
+    wait_for("the network", reaches);
+
+    // Entries change while the agent is away: the next one makes what is missing and takes what is stale, no more.
+    there.kill_agent(KILL).expect("it is killed");
+    fleet.godwit(&["port", "delete", "goes"]);
+    let comes = text(&external("comes"));
+    let mut changed = entries_changed(there, &device, || {
+        there.start_agent().expect("it starts");
+        fleet.wait_for_hosts();
+        wait_for("what it missed", || knows(&comes) && !knows(&goes));
+    });
+    changed.sort();
+    assert_eq!(changed, [(false, goes.clone()), (true, comes.clone())]);
+
+    // The same with a cable that is out for half a minute. Guests of one host go on.
+    let (third, of_third) = fleet.probe_with(there, &[]);
+    wait_for("the neighbour", || answers(&two, &address_of(&of_third)));
+    fleet.lab.cut_link(there).expect("it is pulled out");
+    let cut = Instant::now();
+    fleet.godwit(&["port", "delete", "comes"]);
+    let mut later = String::new();
+    let changed = entries_changed(there, &device, || {
+        later = text(&external("later"));
+        while cut.elapsed() < Duration::from_secs(30) {
+            assert!(answers(&two, &address_of(&of_third)), "one host's guests need no cable");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        assert!(!knows(&later) && knows(&comes), "nobody can have told it");
+        fleet.lab.heal_link(there).expect("it is plugged in");
+        wait_for("what it missed", || knows(&later) && !knows(&comes));
+    });
+    assert_eq!(changed.len(), 2, "{changed:?}");
+    wait_for("the network", reaches);
+    let agrees = || {
+        let tables = fleet.godwit(&["network", "l2", "blue"]);
+        tables["hosts"].as_array().expect("is a list").iter().all(|host| host["agrees"] == true)
+    };
+    wait_for("both sides' agreeing", agrees);
+    drop((one, two, third));
+    let ports = fleet.godwit(&["port", "list"]);
+    let ids: Vec<String> =
+        ports.as_array().expect("is a list").iter().map(|port| text(&port["id"])).collect();
+    fleet.godwit(&[&["port", "delete"][..], &ids.iter().map(String::as_str).collect::<Vec<_>>()].concat());
     fleet.check_nothing_left();
 }

@@ -8,7 +8,7 @@ use godwit_tests::lab::{Host, STATE_FOLDER, URL};
 use serde_json::{Value, json};
 
 /// The status and the body that the API answers a request with; curl's own `words` say which.
-fn http(fleet: &Fleet, words: &[&str]) -> (String, String) {
+pub(crate) fn http(fleet: &Fleet, words: &[&str]) -> (String, String) {
     let ca = format!("{STATE_FOLDER}/ca.pem");
     let begin = ["curl", "-sS", "--cacert", &ca, "-D", "-", "-w", "\n%{http_code}"];
     let answer = fleet.lab.coordinator().host().exec(&[&begin[..], words].concat()).expect("the API answers");
@@ -22,7 +22,7 @@ fn servers(fleet: &Fleet, token: &str) -> String {
 }
 
 /// A new token of the admin.
-fn token(fleet: &Fleet) -> String {
+pub(crate) fn token(fleet: &Fleet) -> String {
     let file = fleet.lab.coordinator().host().file("lib/godwit/clouds.yaml");
     let clouds = std::fs::read_to_string(file).expect("is there");
     let password = clouds.lines().find_map(|line| line.trim().strip_prefix("password:"));
