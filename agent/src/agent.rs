@@ -74,6 +74,7 @@ impl Agent {
                 let format = pool.create_disk(disk, &mut |p| progress.send(p), &Cancel::default())?;
                 return Ok(AgentReply::Disk { format });
             }
+            R::CancelDisk(instance) => pool.cancel_disk(*instance),
             R::DeleteDisk(instance) => pool.delete_disk(*instance)?,
             R::EnsureNetwork(wanted) => self.ensure_network(wanted)?,
             R::RemoveNetwork { network, vni, generation } => {

@@ -64,7 +64,9 @@ impl fmt::Display for Subject {
 fn subject(request: &AgentRequest) -> Option<Subject> {
     use AgentRequest as R;
     Some(match request {
-        R::Report | R::Console { .. } | R::InstanceState(_) | R::CancelMigration(_) => return None,
+        R::Report | R::Console { .. } | R::InstanceState(_) | R::CancelDisk(_) | R::CancelMigration(_) => {
+            return None;
+        }
         R::EnsureNetwork(wanted) => Subject::Network(wanted.network),
         R::RemoveNetwork { network, .. } => Subject::Network(*network),
         R::Reserve(plan) => Subject::Instance(plan.reservation.instance),

@@ -24,13 +24,14 @@ use crate::network::wanted::WantedNetworks;
 use crate::report::Reporter;
 use crate::reservations::Reservations;
 use crate::state::{IdentityPaths, State, StateError};
-use crate::storage::Pool;
+use crate::storage::{Pool, PoolChange};
 use crate::telemetry;
 use crate::telemetry::filter::{FilterCollector, PortFilter, Requests};
 use crate::telemetry::plane::{DataPlane, EventReader, PlaneCollector};
 use crate::telemetry::vxlan::{Options, VxlanCollector, VxlanTelemetry};
 use crate::uplink::{Uplink, UplinkError};
 use godwit_protocol::error::RequestError;
+use godwit_protocol::event::EventKind;
 use godwit_protocol::quic::{ChannelError, Identity};
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use std::io;
@@ -124,7 +125,8 @@ async fn serve(config: Config) -> Result<(), RunError> {
     if let Some(counting) = counting {
         registry.register(Box::new(VxlanCollector::new(Arc::new(counting))?))?;
     }
-    let (calls, reporter) = assemble(config, state, identity.clone(), (network, keeper.clone()), &registry)?;
+    let (calls, reporter) =
+        assemble(config, state, identity.clone(), (network, keeper.clone()), &events, &registry)?;
     let uplink = Uplink::new(coordinator, host, &identity, calls, reporter, &registry)?.with_events(events);
     tracing::info!(%host, %coordinator, "the agent runs");
     tokio::select! {
@@ -265,6 +267,7 @@ fn assemble(
     state: Arc<State>,
     identity: Arc<Identity>,
     (network, keeper): (Arc<dyn HostNetwork>, Arc<Keeper>),
+    events: &Arc<Events>,
     registry: &Registry,
 ) -> Result<(Calls, Arc<Reporter>), RunError> {
     let reservations = Arc::new(Reservations::open(&config.dir)?);
@@ -316,8 +319,7 @@ fn assemble(
     let seen = reporter.clone();
     registry.register(Box::new(Locality::new(reservations, processes, Arc::new(move || seen.cells()))?))?;
     tokio::spawn(watch_drifts(host.clone(), reporter.clone()));
-    let told = reporter.clone();
-    host.pool.watch(Arc::new(move || told.mark_changed()))?;
+    watch_pool(&host.pool, reporter.clone(), events.clone())?;
     let told = reporter.clone();
     hypervisor.subscribe(Arc::new(move |_| told.mark_changed()));
     let agent = Arc::new(Agent { host, hypervisor, migrations, state, reporter: reporter.clone() });
@@ -328,6 +330,22 @@ fn assemble(
         registry,
     )?;
     Ok((calls, reporter))
+}
+
+/// Looks at the pool each second, and tells when its server stands still, answers again, or anything else changes.
+fn watch_pool(pool: &Pool, reporter: Arc<Reporter>, events: Arc<Events>) -> io::Result<()> {
+    let path = pool.path().to_owned();
+    pool.watch(Arc::new(move |change| {
+        let kind = match change {
+            PoolChange::Stalled => Some(EventKind::PoolStalled),
+            PoolChange::Back => Some(EventKind::PoolBack),
+            PoolChange::Other => None,
+        };
+        if let Some(kind) = kind {
+            events.push_pool(kind, &path);
+        }
+        reporter.mark_changed();
+    }))
 }
 
 /// Looks from time to time whether guests are where they were reserved, and reports when that changes.

@@ -1,16 +1,18 @@
 //! Events that the coordinator has not taken yet: numbered, bounded, the oldest dropped first.
 
-use godwit_protocol::event::{EventBatch, HostEvent, MAX_BATCH};
+use godwit_protocol::event::{EventBatch, EventKind, HostEvent, MAX_BATCH};
 use godwit_protocol::id::HostId;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 
 /// Events that wait while the coordinator is away.
 const MAX_WAITING: usize = 4096;
 
-/// The queue from the kernel's ring to the uplink.
+/// The queue from the kernel's ring, and from who watches the pool, to the uplink.
 pub struct Events {
     host: HostId,
     run: u64,
@@ -32,10 +34,8 @@ impl Events {
     /// # Errors
     /// When `registry` holds such metrics already.
     pub fn new(host: HostId, registry: &Registry) -> Result<Self, prometheus::Error> {
-        let seen = IntCounterVec::new(
-            Opts::new("godwit_events_seen_total", "Rare events that the programs told of, by kind."),
-            &["kind"],
-        )?;
+        let seen =
+            IntCounterVec::new(Opts::new("godwit_events_seen_total", "Rare events, by kind."), &["kind"])?;
         let dropped = IntCounter::new(
             "godwit_events_dropped_total",
             "Events that the coordinator was not told of, because too many waited.",
@@ -70,6 +70,23 @@ impl Events {
         self.added.notify_one();
     }
 
+    /// Queues what became just now of the pool in the folder `pool`.
+    pub fn push_pool(&self, kind: EventKind, pool: &Path) {
+        self.push(vec![HostEvent {
+            sequence: 0,
+            at_ms: unix_ms(),
+            kind,
+            vni: 0,
+            tap: None,
+            mac: None,
+            owner: None,
+            address: None,
+            peer: None,
+            reason: None,
+            pool: Some(pool.to_string_lossy().into_owned()),
+        }]);
+    }
+
     /// The oldest events, which stay until [`Self::taken`]; waits until there are some.
     pub async fn next(&self) -> EventBatch {
         loop {
@@ -91,10 +108,14 @@ impl Events {
     }
 }
 
+/// Now, in milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use godwit_protocol::event::EventKind;
 
     fn event(vni: u32) -> HostEvent {
         HostEvent {
@@ -108,6 +129,7 @@ mod tests {
             address: None,
             peer: None,
             reason: None,
+            pool: None,
         }
     }
 

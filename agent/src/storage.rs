@@ -15,6 +15,7 @@ pub use dir::{Disks, InstancePaths, Pool, PoolPolicy};
 pub use gate::Gate;
 pub use helper::run as run_helper;
 pub use mount::{Outage, Share};
+pub use watch::PoolChange;
 
 use crate::hypervisor::chain;
 use godwit_protocol::error::{ErrorKind, RequestError};

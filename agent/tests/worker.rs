@@ -1,8 +1,10 @@
 //! Copies in worker processes: the agent's own program is started as one.
 
+use godwit_agent::datapath::digests::modified_ns;
 use godwit_agent::datapath::worker::{CopyOrder, Options, Worker};
 use godwit_agent::hypervisor::Cancel;
 use godwit_agent::storage::{Pool, PoolPolicy, StorageError};
+use godwit_protocol::digests::{self, Chunked, Whole};
 use godwit_protocol::error::ErrorKind;
 use godwit_protocol::id::{ImageId, InstanceId};
 use godwit_protocol::image::{DiskFormat, ImageSource};
@@ -14,6 +16,7 @@ use nix::unistd::Pid;
 use prometheus::{Registry, TextEncoder};
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -201,4 +204,59 @@ fn a_pool_that_runs_full_in_mid_copy_says_so_and_keeps_nothing() {
     let text = String::from_utf8(output.stdout).unwrap();
     let last = text.lines().last().unwrap_or_default();
     assert!(last.contains(r#""kind":"no_space""#), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Leaves the image's digests beside it, as an upload does.
+fn list_digests(image: &Path) {
+    let metadata = fs::metadata(image).unwrap();
+    let mut chunks = Chunked::default();
+    chunks.update(&fs::read(image).unwrap());
+    let list = chunks.finish(metadata.len(), modified_ns(&metadata), &Whole::default()).unwrap();
+    fs::write(digests::beside(image), list).unwrap();
+}
+
+/// Another bit in the image's second chunk.
+fn flip(image: &Path) {
+    let file = OpenOptions::new().read(true).write(true).open(image).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 2_000_000).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], 2_000_000).unwrap();
+}
+
+#[test]
+fn an_image_with_a_flipped_bit_becomes_no_disk_whether_its_time_tells_or_not() {
+    let fixture = fixture();
+    let image = fixture.pool.image(fixture.request.image.image);
+    list_digests(&image);
+    let modified = fs::metadata(&image).unwrap().modified().unwrap();
+    flip(&image);
+    for silently in [false, true] {
+        if silently {
+            OpenOptions::new().write(true).open(&image).unwrap().set_modified(modified).unwrap();
+        }
+        match fixture.create(&fixture.request, &Cancel::default()) {
+            Err(StorageError::Worker(error)) => {
+                assert!(error.message.contains("damaged: the chunk at byte 1048576"), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
+        fixture.assert_nothing_left();
+    }
+    flip(&image);
+    fixture.create(&fixture.request, &Cancel::default()).expect("it is what it was, whatever its time says");
+}
+
+#[test]
+fn a_disk_that_is_given_up_by_its_instance_is_not_made() {
+    let fixture = fixture();
+    let instance = fixture.request.instance;
+    // What is not made yet cannot be given up.
+    fixture.pool.cancel_disk(instance);
+    let pool = fixture.pool.clone();
+    let mut give_up = |_| pool.cancel_disk(instance);
+    match fixture.pool.create_disk(&fixture.request, &mut give_up, &Cancel::default()) {
+        Err(StorageError::Worker(error)) => assert_eq!(error.kind, ErrorKind::Cancelled),
+        other => panic!("{other:?}"),
+    }
+    fixture.assert_nothing_left();
 }

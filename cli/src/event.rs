@@ -38,6 +38,12 @@ pub(crate) enum Kind {
     /// A host sent for a network that is not there
     #[value(name = "unknown_vni")]
     UnknownVni,
+    /// A pool's server does not answer any more
+    #[value(name = "pool_stalled")]
+    PoolStalled,
+    /// A pool that stood still answers again
+    #[value(name = "pool_back")]
+    PoolBack,
 }
 
 const COLUMNS: &[Column] = &[
@@ -45,6 +51,7 @@ const COLUMNS: &[Column] = &[
     ("host", |event| cell(&event["host"])),
     ("kind", |event| cell(&event["kind"])),
     ("reason", |event| cell(&event["reason"])),
+    ("pool", |event| cell(&event["pool"])),
     ("vni", |event| cell(&event["vni"])),
     ("port", |event| cell(&event["port"])),
     ("mac", |event| cell(&event["mac"])),

@@ -200,15 +200,12 @@ impl Resource {
             let links = answer[format!("{}_links", self.plural)].as_array();
             let more = answer["next"].is_string()
                 || links.is_some_and(|links| links.iter().any(|link| link["rel"] == "next"));
-            let last = page.last().map(id).transpose()?;
+            // Only what comes in pages needs ids: events have none.
+            let last = page.last().filter(|_| more).map(id).transpose()?;
             found.extend(page);
-            match last {
-                Some(last) if more => {
-                    let separator = if base.contains('?') { '&' } else { '?' };
-                    path = format!("{base}{separator}marker={}", encode(&last));
-                }
-                _ => return Ok(found),
-            }
+            let Some(last) = last else { return Ok(found) };
+            let separator = if base.contains('?') { '&' } else { '?' };
+            path = format!("{base}{separator}marker={}", encode(&last));
         }
     }
 

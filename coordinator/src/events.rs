@@ -88,6 +88,7 @@ mod tests {
             address: None,
             peer: None,
             reason: None,
+            pool: None,
         };
         EventBatch { host, run, events: numbers.map(event).collect() }
     }

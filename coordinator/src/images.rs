@@ -1,5 +1,6 @@
 //! Images' bytes on the pool: `<pool>/images/<id>`, whole and checked, or not there. While bytes arrive they are in
-//! `<id>.partial`; they get their name when they are on disk and proved to be what the user said.
+//! `<id>.partial`; they get their name when they are on disk and proved to be what the user said. Beside them lies
+//! `<id>.blake3`, the digests of their chunks, against which each copy that agents make is checked.
 
 mod check;
 mod format;
@@ -10,6 +11,7 @@ pub use upload::Upload;
 use crate::error::Error;
 use crate::fleet::image::{Image, ImageStatus};
 use crate::ledger::{Ledger, now};
+use godwit_protocol::digests;
 use godwit_protocol::id::ImageId;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -40,12 +42,18 @@ impl Images {
         self.folder.join(format!("{image}.partial"))
     }
 
+    /// The digests of its chunks, by which agents know that what they copy is what was uploaded.
+    fn digests(&self, image: ImageId) -> PathBuf {
+        digests::beside(&self.path(image))
+    }
+
     /// Removes an image's bytes, whole or not; not being there is a success.
     ///
     /// # Errors
     /// [`Error::Pool`].
     pub async fn remove(&self, image: ImageId) -> Result<(), Error> {
-        let paths = [self.partial(image), self.path(image)];
+        let list = self.digests(image);
+        let paths = [self.partial(image), self.path(image), unfinished(&list), list];
         blocking(move || {
             for path in paths {
                 match std::fs::remove_file(&path) {
@@ -85,6 +93,13 @@ impl Images {
         let folder = self.folder.clone();
         blocking(move || remove_partials(&folder)).await
     }
+}
+
+/// Where a list of digests grows.
+fn unfinished(list: &Path) -> PathBuf {
+    let mut name = list.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
 }
 
 /// Sets an image whose upload failed back to before it.

@@ -22,11 +22,16 @@ pub enum EventKind {
     Stale,
     /// Another host sent for a network that is not here.
     UnknownVni,
+    /// A pool's server does not answer any more.
+    PoolStalled,
+    /// A pool that stood still answers again.
+    PoolBack,
 }
 
 impl EventKind {
-    /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Conflict, Self::Spoof, Self::Stale, Self::UnknownVni];
+    /// Every kind; those that the programs in the kernel tell of come first, in the order of their numbers there.
+    pub const ALL: [Self; 6] =
+        [Self::Conflict, Self::Spoof, Self::Stale, Self::UnknownVni, Self::PoolStalled, Self::PoolBack];
 
     /// Its name.
     pub const fn as_str(self) -> &'static str {
@@ -35,6 +40,8 @@ impl EventKind {
             Self::Spoof => "spoof",
             Self::Stale => "stale",
             Self::UnknownVni => "unknown_vni",
+            Self::PoolStalled => "pool_stalled",
+            Self::PoolBack => "pool_back",
         }
     }
 }
@@ -54,7 +61,7 @@ pub struct HostEvent {
     pub at_ms: u64,
     /// What happened.
     pub kind: EventKind,
-    /// VXLAN network identifier.
+    /// VXLAN network identifier; 0 of what is about no network.
     pub vni: u32,
     /// The tap of the port on the host.
     pub tap: Option<String>,
@@ -68,6 +75,9 @@ pub struct HostEvent {
     pub peer: Option<IpAddr>,
     /// Of a spoof: in what way, as in the metric `godwit_port_drops_total`.
     pub reason: Option<String>,
+    /// The folder of the pool.
+    #[serde(default)]
+    pub pool: Option<String>,
 }
 
 /// Events in their order. A batch may be told twice; its events have the same numbers then.

@@ -2,6 +2,7 @@
 //! QUIC channel they travel on. It imports nothing of ours, and only [`quic`] does I/O.
 #![forbid(unsafe_code)]
 
+pub mod digests;
 pub mod error;
 pub mod event;
 pub mod frame;

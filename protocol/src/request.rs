@@ -80,6 +80,9 @@ pub enum AgentRequest {
     Release(InstanceId),
     /// Make an instance's disk.
     CreateDisk(DiskRequest),
+    /// Stop making an instance's disk: the request that does so ends with an error, and nothing of the disk stays.
+    /// Success where none is made.
+    CancelDisk(InstanceId),
     /// Remove an instance's folder on the pool: disk, config drive, console log.
     DeleteDisk(InstanceId),
     /// Bring a network on this host to the wanted state.
@@ -152,6 +155,7 @@ impl AgentRequest {
             Self::Reserve(_) => "reserve",
             Self::Release(_) => "release",
             Self::CreateDisk(_) => "create_disk",
+            Self::CancelDisk(_) => "cancel_disk",
             Self::DeleteDisk(_) => "delete_disk",
             Self::EnsureNetwork(_) => "ensure_network",
             Self::RemoveNetwork { .. } => "remove_network",

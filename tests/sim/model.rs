@@ -185,7 +185,7 @@ impl World {
                 return Ok(AgentReply::State(held.domains.get(instance).copied()));
             }
             R::Report => return Ok(AgentReply::Report(Box::new(self.report(host)))),
-            R::CancelMigration(_) | R::Console { .. } | R::Migrate(_) => {}
+            R::CancelDisk(_) | R::CancelMigration(_) | R::Console { .. } | R::Migrate(_) => {}
         }
         Ok(AgentReply::Done)
     }

@@ -1,40 +1,13 @@
-//! The digests of a file's chunks, stored beside it as `NAME.blake3`.
-//!
-//! The first line is JSON: `{"godwit_digests":1,"chunk_bytes":1048576,"size_bytes":…,"modified_ns":…,"root":"…"}`,
-//! with `sha512` and `md5` of the whole where they were asked for. After its newline come the BLAKE3 digests of the
-//! chunks, 32 bytes each, in order; the last chunk ends with the file, and a hole counts as the zeros it reads as.
-//! `root` is the BLAKE3 digest of all of them, so that a damaged list is not believed.
+//! The digests of a file's chunks, stored beside it ([`godwit_protocol::digests`] tells how): reading and writing them.
 
-use serde::{Deserialize, Serialize};
+pub use godwit_protocol::digests::{CHUNK_BYTES as DIGEST_CHUNK_BYTES, Digest, Head, Whole, beside, digest};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-
-/// Ending of the files.
-pub const ENDING: &str = "blake3";
-
-/// The grid of digests, in bytes.
-pub const DIGEST_CHUNK_BYTES: usize = 1 << 20;
+use std::path::Path;
 
 /// Longest first line in bytes.
 const MAX_HEAD_BYTES: u64 = 4096;
-
-/// BLAKE3 of a chunk.
-pub type Digest = [u8; 32];
-
-/// Where the digests of a file are.
-pub fn beside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(ENDING);
-    name.into()
-}
-
-/// BLAKE3 of bytes.
-pub fn digest(bytes: &[u8]) -> Digest {
-    blake3::hash(bytes).into()
-}
 
 /// Digests of chunks that are all zeros; the full one is kept, since most holes are long.
 #[derive(Debug)]
@@ -62,27 +35,6 @@ impl ZeroDigests {
         }
         hasher.finalize().into()
     }
-}
-
-/// What the first line says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
-    godwit_digests: u32,
-    /// The grid in bytes.
-    pub chunk_bytes: usize,
-    /// Size of the file in bytes.
-    pub size_bytes: u64,
-    /// Its time of change when it was published, in nanoseconds since 1970: another one, and the digests are of
-    /// something that is gone.
-    pub modified_ns: i128,
-    /// Digest of the digests, in hexadecimal.
-    pub root: String,
-    /// Of the whole file, in hexadecimal.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub sha512: Option<String>,
-    /// Of the whole file, in hexadecimal.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub md5: Option<String>,
 }
 
 /// Why a list of digests is not used.
@@ -126,7 +78,7 @@ impl Digests {
         reader.read_until(b'\n', &mut line)?;
         let head: Head = serde_json::from_slice(&line).map_err(|_| DigestsError::Damaged)?;
         let grid = head.chunk_bytes;
-        if head.godwit_digests != 1 || !line.ends_with(b"\n") || grid != DIGEST_CHUNK_BYTES {
+        if !head.is_known() || !line.ends_with(b"\n") {
             return Err(DigestsError::Damaged);
         }
         let first = line.len() as u64;
@@ -170,15 +122,6 @@ pub fn modified_ns(metadata: &std::fs::Metadata) -> i128 {
     i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
 }
 
-/// Digests of a whole file beside those of its chunks, in hexadecimal.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Whole {
-    /// SHA-512.
-    pub sha512: Option<String>,
-    /// MD5.
-    pub md5: Option<String>,
-}
-
 /// Writes a list to `path`, which must not be there, and brings it to stable storage. `each` tells the digest of each
 /// chunk, in order; the answer is the root.
 ///
@@ -194,18 +137,9 @@ pub fn write(
     let mut options = OpenOptions::new();
     options.write(true).read(true).create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
     let file = options.open(path)?;
-    let mut head = Head {
-        godwit_digests: 1,
-        chunk_bytes: grid,
-        size_bytes,
-        modified_ns: modified_ns(about),
-        root: "0".repeat(2 * size_of::<Digest>()),
-        sha512: whole.sha512.clone(),
-        md5: whole.md5.clone(),
-    };
-    let line = |head: &Head| serde_json::to_vec(head).map(|line| [&line[..], b"\n"].concat());
+    let mut head = Head::new(size_bytes, modified_ns(about), whole);
     let mut writer = BufWriter::new(&file);
-    writer.write_all(&line(&head)?)?;
+    writer.write_all(&head.line()?)?;
     let mut hasher = blake3::Hasher::new();
     for offset in (0..size_bytes).step_by(grid) {
         let digest = each(offset)?;
@@ -213,8 +147,8 @@ pub fn write(
         writer.write_all(&digest)?;
     }
     writer.flush()?;
-    head.root = hasher.finalize().to_hex().to_string();
-    file.write_all_at(&line(&head)?, 0)?;
+    head.set_root(&hasher.finalize());
+    file.write_all_at(&head.line()?, 0)?;
     file.sync_all()?;
     Ok(head.root)
 }
@@ -222,6 +156,7 @@ pub fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     fn list(folder: &Path) -> PathBuf {
         let file = folder.join("file");

@@ -11,6 +11,7 @@ use super::{Gate, StorageError};
 use crate::config_drive;
 use crate::datapath::Stalls;
 use crate::datapath::copy::{CopyReport, journal};
+use crate::datapath::digests;
 use crate::datapath::worker::{CopyOrder, Options, Worker};
 use crate::hypervisor::Cancel;
 use base64::Engine as _;
@@ -24,9 +25,10 @@ use godwit_protocol::operation::Progress;
 use godwit_protocol::request::DiskRequest;
 use prometheus::{IntCounterVec, Opts, Registry};
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 pub use super::folder::{PARTIAL, partial};
 
@@ -125,8 +127,10 @@ pub struct Pool {
     worker: Worker,
     /// What was last seen of it.
     pub(super) watched: Watched,
-    /// One mounts at a time.
-    mounting: Arc<Mutex<()>>,
+    /// One mounts at a time; when that failed last.
+    mounting: Arc<Mutex<Option<Instant>>>,
+    /// Disks that are being made, and what stops them.
+    making: Arc<Mutex<HashMap<InstanceId, Cancel>>>,
     copies: IntCounterVec,
     copied_bytes: IntCounterVec,
 }
@@ -155,6 +159,7 @@ impl Pool {
             reach,
             worker: Worker::default().with_stalls(Stalls::new(registry)?),
             mounting: Arc::default(),
+            making: Arc::default(),
             copies: by_method("godwit_disk_copies_total", copies)?,
             copied_bytes: by_method("godwit_disk_copy_bytes_total", bytes)?,
         })
@@ -195,9 +200,10 @@ impl Pool {
     }
 
     /// Its sizes; a folder that does not answer within `deadline` is reported as unreachable, with the sizes that it
-    /// had. A share that is unmounted for want of use has those too.
+    /// had. A share that is unmounted for want of use has those too; it is not mounted for a report, which with a server
+    /// that is away would take long.
     pub fn report(&self, deadline: Duration) -> PoolReport {
-        if !self.watched.is_stalled() && (self.is_mounted() || !self.watched.is_known()) {
+        if !self.watched.is_stalled() && self.is_mounted() {
             self.measure(deadline);
         }
         let name = self.path.file_name().map_or_else(|| "pool".into(), |name| name.to_string_lossy());
@@ -252,11 +258,17 @@ impl Pool {
     pub fn ensure(&self) -> Result<(), StorageError> {
         self.watched.touched();
         let Some(share) = &self.policy.share else { return Ok(()) };
-        let _one = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        let mut failed = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
         if mount::is_mounted(share, &self.path)? {
             return Ok(());
         }
-        self.ask(MOUNT_PATIENCE, Ask::Mount(share.clone()))?;
+        // Who has waited for an attempt that failed does not begin another: with a server that is away, each takes long.
+        if failed.is_some_and(|at| at >= begun) {
+            return Err(StorageError::Unreachable(self.path.clone()));
+        }
+        self.ask(MOUNT_PATIENCE, Ask::Mount(share.clone()))
+            .inspect_err(|_| *failed = Some(Instant::now()))?;
         tracing::info!("mounted {share} at {}", self.path.display());
         Ok(())
     }
@@ -306,6 +318,29 @@ impl Pool {
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<DiskFormat, StorageError> {
+        self.making().insert(request.instance, cancel.clone());
+        let made = self.make_disk(request, progress, cancel);
+        self.making().remove(&request.instance);
+        made
+    }
+
+    fn making(&self) -> MutexGuard<'_, HashMap<InstanceId, Cancel>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the making of an instance's disk, where one is made; it ends as one that was cancelled.
+    pub fn cancel_disk(&self, instance: InstanceId) {
+        if let Some(cancel) = self.making().get(&instance) {
+            cancel.cancel();
+        }
+    }
+
+    fn make_disk(
+        &self,
+        request: &DiskRequest,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<DiskFormat, StorageError> {
         let format = request.image.format;
         if request.size_bytes < request.image.virtual_size_bytes {
             return Err(StorageError::Invalid(format!(
@@ -314,26 +349,31 @@ impl Pool {
             )));
         }
         let (image, instance) = (request.image.image, request.instance);
-        if self.touch(PATIENCE, Ask::BeginDisk { image, instance })? == Told::Already(true) {
+        let begun = self.touch(PATIENCE, Ask::BeginDisk { image, instance })?;
+        if begun == Told::Already(true) {
             // An overlay that is there tells its own format.
             return Ok(if self.base(instance)?.is_some() { DiskFormat::Qcow2 } else { format });
         }
         if self.policy.disks == Disks::Overlay && self.overlay(request)? {
             return Ok(DiskFormat::Qcow2);
         }
+        // Fresh digests are compared wherever the bytes pass; those of an image that was touched since, always.
+        let expect = (begun == Told::Suspect).then(|| digests::beside(&self.image(image)));
         let copied = self.check_space(request).and_then(|()| {
             let order = CopyOrder {
                 source: self.image(image),
                 destination: self.instance(instance).disk,
                 format,
                 size_bytes: Some(request.size_bytes),
-                options: Options::default(),
+                options: Options { expect, ..Options::default() },
             };
             let mut report = |done_bytes, total_bytes| progress(Progress::Copy { done_bytes, total_bytes });
             self.worker.copy(&order, &mut report, cancel).map_err(|error| self.explain(error, request))
         });
         match &copied {
             Ok(report) => self.count(report),
+            // Whoever gave it up deletes the instance's folder, when the pool answers again.
+            Err(_) if cancel.is_cancelled() && self.watched.is_stalled() => {}
             Err(_) => {
                 let cancelled = cancel.is_cancelled();
                 self.touch(PATIENCE, Ask::AbandonDisk { instance, cancelled })?;
@@ -415,11 +455,14 @@ impl Pool {
 
     /// A worker's "no space", with figures.
     fn explain(&self, error: godwit_protocol::error::RequestError, request: &DiskRequest) -> StorageError {
-        match (error.kind, self.free_bytes()) {
-            (ErrorKind::NoSpace, Ok(have_bytes)) => {
+        if error.kind != ErrorKind::NoSpace {
+            return StorageError::Worker(error);
+        }
+        match self.free_bytes() {
+            Ok(have_bytes) => {
                 StorageError::NoSpace { pool: self.path.clone(), need_bytes: request.size_bytes, have_bytes }
             }
-            _ => StorageError::Worker(error),
+            Err(_) => StorageError::Worker(error),
         }
     }
 

@@ -5,6 +5,7 @@ use super::lease::{self, LeaseCall};
 use super::mount::{self, Share};
 use super::{InstancePaths, StorageError, base, io_error};
 use crate::datapath::copy::journal;
+use crate::datapath::digests::{self, Digests};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use godwit_protocol::id::{ImageId, InstanceId};
@@ -40,7 +41,7 @@ pub(super) enum Ask {
     Unmount,
     /// Sizes.
     Measure,
-    /// Is the image there, and the disk? If not the disk, then make its folder.
+    /// Is the image there, and the disk? If not the disk, then make its folder, and look at the image's digests.
     BeginDisk { image: ImageId, instance: InstanceId },
     /// Remove what an attempt left.
     AbandonDisk { instance: InstanceId, cancelled: bool },
@@ -65,6 +66,9 @@ pub(super) enum Told {
     Done,
     /// To [`Ask::Mount`] and [`Ask::BeginDisk`]: it was there already. To [`Ask::Unmount`]: it is gone.
     Already(bool),
+    /// To [`Ask::BeginDisk`]: the disk can be made. The image's digests must be compared, whatever that costs: they are
+    /// not about the file as it is now.
+    Suspect,
     Sizes(Sizes),
     /// Base64.
     Bytes(String),
@@ -94,7 +98,7 @@ pub(super) fn act(pool: &Path, ask: &Ask) -> Result<Told, StorageError> {
         Ask::Unmount => mount::unmount(pool).map(Told::Already),
         Ask::Measure => measure(pool).map(Told::Sizes),
         Ask::BeginDisk { image, instance } => {
-            begin_disk(&pool.join("images").join(image.to_string()), &paths(instance)).map(Told::Already)
+            begin_disk(&pool.join("images").join(image.to_string()), &paths(instance))
         }
         Ask::AbandonDisk { instance, cancelled } => abandon_disk(&paths(instance), *cancelled).map(done),
         Ask::Overlay(overlay) => base::overlay(pool, overlay).map(done),
@@ -129,15 +133,17 @@ fn measure(pool: &Path) -> Result<Sizes, StorageError> {
 }
 
 /// Whether the disk is there already; else its folder is ready.
-fn begin_disk(source: &Path, paths: &InstancePaths) -> Result<bool, StorageError> {
+fn begin_disk(source: &Path, paths: &InstancePaths) -> Result<Told, StorageError> {
     if is_file(&paths.disk)? {
-        return Ok(true);
+        return Ok(Told::Already(true));
     }
     if !is_file(source)? {
         return Err(StorageError::NotFound(source.to_owned()));
     }
     create_folder(&paths.folder)?;
-    Ok(false)
+    let file = File::open(source).map_err(io_error("open", source))?;
+    let suspect = is_file(&digests::beside(source))? && Digests::of_file(source, &file).is_none();
+    Ok(if suspect { Told::Suspect } else { Told::Already(false) })
 }
 
 /// Whether a regular file is at `path`.

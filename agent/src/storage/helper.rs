@@ -1,21 +1,25 @@
 //! Helper processes: what may hang with a mount is done by a process that the agent can leave behind.
 //!
 //! The agent's own threads never enter a share: one that waits there for a dead server cannot be ended, and with it
-//! the agent could not either. A helper does one thing and ends; a late one is killed, and reaped whenever the kernel
-//! lets go of it.
+//! the agent could not either. A helper does one thing and ends; a late one is killed with all that it started
+//! (mount(8), which would go on and mount when nobody wants it any more), and reaped whenever the kernel lets go of
+//! it. The one that looks at a pool each second stays for the next look: starting a process costs more than the look.
 
 use super::StorageError;
 use super::folder::{Ask, Told, act};
 use crate::hypervisor::chain;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::Arc;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Helpers that may be overdue at once. With that many the mount counts as dead, and no further one is started.
@@ -24,7 +28,7 @@ const MAX_OVERDUE: usize = 4;
 /// A longer answer is no helper's, in bytes.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
 
-/// What a helper reads.
+/// What a helper reads, as JSON, one a line.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     pool: PathBuf,
@@ -36,12 +40,22 @@ struct Order {
 pub(super) struct Helper {
     program: PathBuf,
     overdue: Arc<AtomicUsize>,
+    /// The one that stays.
+    kept: Arc<Mutex<Option<Running>>>,
+}
+
+/// A helper that runs.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: ChildStdout,
 }
 
 impl Helper {
     /// Helpers of that program, which must know `worker pool`.
     pub(super) fn new(program: PathBuf) -> Self {
-        Self { program, overdue: Arc::default() }
+        Self { program, overdue: Arc::default(), kept: Arc::default() }
     }
 
     /// What a helper says; none when it does not within `deadline`, or when too many hang already.
@@ -58,53 +72,80 @@ impl Helper {
             return None;
         }
         let deadline = Instant::now() + deadline;
-        let internal = |error: io::Error| {
-            StorageError::Worker(RequestError::new(ErrorKind::Internal, format!("no helper: {error}")))
-        };
-        let mut child = match self.start(pool, ask) {
-            Ok(child) => child,
-            Err(error) => return Some(Err(internal(error))),
-        };
-        match listen(&mut child, deadline) {
-            Ok(Some(text)) => {
-                // It has said all, so it ends.
-                let _ = child.wait();
+        // Two looks at once are rare: the second one starts a helper of its own.
+        let mut kept = self.kept.try_lock().ok().filter(|_| matches!(ask, Ask::Measure));
+        let before = kept.as_mut().and_then(|kept| kept.take());
+        match self.listen(before, pool, ask, deadline) {
+            Ok(Some((text, running))) => {
+                match kept {
+                    Some(mut kept) => *kept = Some(running),
+                    None => running.end(),
+                }
                 let answer: Result<Result<Told, RequestError>, _> = serde_json::from_slice(&text);
                 Some(match answer {
                     Ok(answer) => answer.map_err(StorageError::Worker),
-                    Err(_) => Err(internal(io::Error::other("it died without an answer"))),
+                    Err(_) => Err(internal(&io::Error::other("its answer is none"))),
                 })
             }
-            Ok(None) => {
-                self.leave(child);
-                None
+            Ok(None) => None,
+            Err(error) => Some(Err(internal(&error))),
+        }
+    }
+
+    /// Asks `before`, or a new helper where there is none or it is gone, and waits for its line; none: it is late, and
+    /// left behind.
+    fn listen(
+        &self,
+        before: Option<Running>,
+        pool: &Path,
+        ask: &Ask,
+        deadline: Instant,
+    ) -> io::Result<Option<(Vec<u8>, Running)>> {
+        let mut order = serde_json::to_vec(&Order { pool: pool.to_owned(), ask: ask.clone() })?;
+        order.push(b'\n');
+        if let Some(mut running) = before {
+            let answer =
+                running.stdin.write_all(&order).and_then(|()| read_line(&mut running.stdout, deadline));
+            match answer {
+                Ok(Some(line)) => return Ok(Some((line, running))),
+                Ok(None) => {
+                    self.leave(running.child);
+                    return Ok(None);
+                }
+                // Somebody has ended it; another one does as well.
+                Err(_) => self.leave(running.child),
             }
-            Err(error) => {
-                self.leave(child);
-                Some(Err(internal(error)))
+        }
+        let mut running = self.start(&order)?;
+        match read_line(&mut running.stdout, deadline) {
+            Ok(Some(line)) => Ok(Some((line, running))),
+            other => {
+                self.leave(running.child);
+                other.map(|_| None)
             }
         }
     }
 
-    fn start(&self, pool: &Path, ask: &Ask) -> io::Result<Child> {
+    fn start(&self, order: &[u8]) -> io::Result<Running> {
         let mut command = Command::new(&self.program);
-        command.args(["worker", "pool"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // A group of its own, so that what it starts can be ended with it.
+        command.args(["worker", "pool"]).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn()?;
-        let order = serde_json::to_vec(&Order { pool: pool.to_owned(), ask: ask.clone() })?;
+        let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
         // It reads before it touches anything.
-        let written = child.stdin.take().map(|mut stdin| stdin.write_all(&order));
-        if let Some(Err(error)) = written {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Err(error) = stdin.write_all(order) {
+            self.leave(child);
             return Err(error);
         }
-        Ok(child)
+        Ok(Running { child, stdin, stdout })
     }
 
     /// Kills a late helper, and reaps it on a thread that waits for the kernel.
     fn leave(&self, mut child: Child) {
         // It fails only when the helper is gone already.
-        let _ = child.kill();
+        let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
         if matches!(child.try_wait(), Ok(Some(_))) {
             return;
         }
@@ -120,9 +161,20 @@ impl Helper {
     }
 }
 
-/// All that a helper writes; none when it is not done in time.
-fn listen(child: &mut Child, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
-    let mut pipe = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+impl Running {
+    /// It has said all, so it ends with its orders.
+    fn end(mut self) {
+        drop(self.stdin);
+        let _ = self.child.wait();
+    }
+}
+
+fn internal(error: &io::Error) -> StorageError {
+    StorageError::Worker(RequestError::new(ErrorKind::Internal, format!("no helper: {error}")))
+}
+
+/// The next line that a helper writes; none when it does not come in time.
+fn read_line(pipe: &mut ChildStdout, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
     let mut text = Vec::new();
     let mut buffer = [0; 16 << 10];
     loop {
@@ -137,10 +189,13 @@ fn listen(child: &mut Child, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
             Err(error) => return Err(error.into()),
         }
         match pipe.read(&mut buffer) {
-            Ok(0) => return Ok(Some(text)),
+            Ok(0) => return Err(io::Error::other("it died without an answer")),
             Ok(length) => text.extend_from_slice(&buffer[..length]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
+        }
+        if text.pop_if(|byte| *byte == b'\n').is_some() {
+            return Ok(Some(text));
         }
         if text.len() > MAX_ANSWER_BYTES {
             return Err(io::ErrorKind::InvalidData.into());
@@ -148,22 +203,27 @@ fn listen(child: &mut Child, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// `worker pool`: reads an order from stdin, follows it, and writes what came of it to stdout.
+/// `worker pool`: reads orders from stdin, follows each, and writes what came of it to stdout. It ends with its orders:
+/// when whoever gives them is gone.
 pub fn run() -> ExitCode {
-    let mut text = Vec::new();
-    let read = io::stdin().read_to_end(&mut text);
-    let order: Order = match read.and_then(|_| serde_json::from_slice(&text).map_err(io::Error::from)) {
-        Ok(order) => order,
-        Err(error) => {
-            eprintln!("`worker pool` is started by the agent: {error}");
+    for line in io::stdin().lock().lines() {
+        let order = line.and_then(|line| serde_json::from_str(&line).map_err(io::Error::from));
+        let order: Order = match order {
+            Ok(order) => order,
+            Err(error) => {
+                eprintln!("`worker pool` is started by the agent: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let answer = act(&order.pool, &order.ask).map_err(|error| {
+            let text = chain(&error);
+            RequestError { message: text, ..RequestError::from(error) }
+        });
+        let line = format!("{}\n", serde_json::json!(answer));
+        if io::stdout().write_all(line.as_bytes()).is_err() {
+            // Nobody listens any more.
             return ExitCode::FAILURE;
         }
-    };
-    let answer = act(&order.pool, &order.ask).map_err(|error| {
-        let text = chain(&error);
-        RequestError { message: text, ..RequestError::from(error) }
-    });
-    // Nobody listens any more when this fails.
-    let written = io::stdout().write_all(serde_json::json!(answer).to_string().as_bytes());
-    if written.is_ok() && answer.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+    ExitCode::SUCCESS
 }

@@ -5,8 +5,9 @@ use super::folder::Sizes;
 use super::{Pool, StorageError};
 use crate::hypervisor::chain;
 use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often it is looked at. With [`ANSWER_WITHIN`] a stall is told within 3 s.
@@ -18,19 +19,37 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Looks from one attempt at a mount to the next.
 const TRY_EVERY: u64 = 10;
 
-/// Told of each change. Calls from the watching thread; it must not wait.
-type OnChange = Arc<dyn Fn() + Send + Sync>;
+/// What became of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolChange {
+    /// Its server does not answer any more.
+    Stalled,
+    /// It stood still, and answers again, be it with an error.
+    Back,
+    /// It can be used now, or not any more, though its server answers.
+    Other,
+}
+
+/// Told of each change, from whatever thread saw it; it must not wait.
+type OnChange = Arc<dyn Fn(PoolChange) + Send + Sync>;
 
 /// What was last seen of a pool. Clones see the same.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Watched {
     path: PathBuf,
     seen: Arc<Mutex<Seen>>,
+    on_change: Arc<OnceLock<OnChange>>,
     bytes: IntGaugeVec,
     inodes: IntGaugeVec,
     reachable: IntGauge,
     stalled: IntGauge,
     stalls: IntCounter,
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("path", &self.path).field("seen", &self.seen).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -65,6 +84,7 @@ impl Watched {
         Ok(Self {
             path: path.to_owned(),
             seen: Arc::new(Mutex::new(seen)),
+            on_change: Arc::default(),
             bytes,
             inodes,
             reachable,
@@ -82,11 +102,6 @@ impl Watched {
         self.seen().touched = Instant::now();
     }
 
-    /// Whether it was seen at all.
-    pub(super) fn is_known(&self) -> bool {
-        self.seen().sizes.is_some()
-    }
-
     pub(super) fn is_stalled(&self) -> bool {
         self.seen().stalled_since.is_some()
     }
@@ -101,8 +116,15 @@ impl Watched {
         self.seen().touched.elapsed()
     }
 
-    /// Takes in what a look saw; true when it is another state than before.
-    pub(super) fn saw(&self, outcome: Result<Sizes, StorageError>) -> bool {
+    /// Takes in what a look saw, and tells of a change.
+    pub(super) fn saw(&self, outcome: Result<Sizes, StorageError>) {
+        let change = self.take(outcome);
+        if let (Some(change), Some(on_change)) = (change, self.on_change.get()) {
+            on_change(change);
+        }
+    }
+
+    fn take(&self, outcome: Result<Sizes, StorageError>) -> Option<PoolChange> {
         let pool = self.path.display();
         let mut seen = self.seen();
         let (was_reachable, was_stalled) = (seen.reachable, seen.stalled_since.is_some());
@@ -135,7 +157,11 @@ impl Watched {
             }
         }
         self.tell(&seen);
-        (seen.reachable, seen.stalled_since.is_some()) != (was_reachable, was_stalled)
+        match (was_stalled, seen.stalled_since.is_some()) {
+            (false, true) => Some(PoolChange::Stalled),
+            (true, false) => Some(PoolChange::Back),
+            _ => (seen.reachable != was_reachable).then_some(PoolChange::Other),
+        }
     }
 
     fn tell(&self, seen: &Seen) {
@@ -161,6 +187,8 @@ impl Pool {
     /// # Errors
     /// When there can be no thread.
     pub fn watch(&self, on_change: OnChange) -> std::io::Result<()> {
+        // It is called once; a second listener would not be told.
+        let _ = self.watched.on_change.set(on_change);
         let pool = self.clone();
         let looking = std::thread::Builder::new().name("pool-watch".to_owned());
         looking.spawn(move || {
@@ -169,17 +197,15 @@ impl Pool {
                 // A share that cannot be mounted is tried again, but not as often. One that was unmounted for want of
                 // use is left so.
                 let wanted = pool.is_mounted() || !pool.watched.last().1 && looks % TRY_EVERY == 0;
-                if wanted && pool.look() {
-                    on_change();
+                if wanted {
+                    pool.look();
                 }
             }
         })?;
         Ok(())
     }
 
-    /// One look; true when something changed.
-    fn look(&self) -> bool {
-        let before = (self.watched.is_stalled(), self.watched.last().1);
+    fn look(&self) {
         self.measure(ANSWER_WITHIN);
         if self.policy().share.is_some()
             && !self.watched.is_stalled()
@@ -198,7 +224,6 @@ impl Pool {
                 tracing::warn!("{}", chain(&error));
             }
         }
-        before != (self.watched.is_stalled(), self.watched.last().1)
     }
 }
 
@@ -211,18 +236,32 @@ mod tests {
         let registry = Registry::new();
         let watched = Watched::new(Path::new("/p"), &registry).unwrap();
         let sizes = Sizes { total_bytes: 9, free_bytes: 5, total_inodes: 3, free_inodes: 1 };
-        assert!(watched.saw(Ok(sizes)));
-        assert!(!watched.saw(Ok(sizes)));
+        assert_eq!(watched.take(Ok(sizes)), Some(PoolChange::Other));
+        assert_eq!(watched.take(Ok(sizes)), None);
         let late = || Err(StorageError::Unreachable("/p".into()));
-        assert!(watched.saw(late()));
-        assert!(!watched.saw(late()));
+        assert_eq!(watched.take(late()), Some(PoolChange::Stalled));
+        assert_eq!(watched.take(late()), None);
         assert!(watched.is_stalled());
         assert_eq!(watched.last(), (sizes, false));
         assert_eq!((watched.stalls.get(), watched.stalled.get()), (1, 1));
-        assert!(watched.saw(Ok(sizes)));
+        assert_eq!(watched.take(Ok(sizes)), Some(PoolChange::Back));
         assert_eq!((watched.stalls.get(), watched.stalled.get(), watched.reachable.get()), (1, 0, 1));
-        assert!(watched.saw(Err(StorageError::NotFound("/p".into()))));
+        assert_eq!(watched.take(Err(StorageError::NotFound("/p".into()))), Some(PoolChange::Other));
         assert!(!watched.is_stalled());
         assert_eq!(watched.last(), (sizes, false));
+    }
+
+    #[test]
+    fn whoever_sees_a_change_tells_of_it() {
+        let watched = Watched::new(Path::new("/p"), &Registry::new()).unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let heard = told.clone();
+        let listen: OnChange = Arc::new(move |change| heard.lock().unwrap().push(change));
+        assert!(watched.on_change.set(listen).is_ok());
+        let other = watched.clone();
+        other.saw(Err(StorageError::Unreachable("/p".into())));
+        watched.saw(Err(StorageError::Unreachable("/p".into())));
+        watched.saw(Ok(Sizes::default()));
+        assert_eq!(*told.lock().unwrap(), [PoolChange::Stalled, PoolChange::Back]);
     }
 }

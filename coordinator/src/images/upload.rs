@@ -2,13 +2,14 @@
 //! a channel of a few pieces, so that memory is bounded; the sender may vanish at any moment, and then nothing stays.
 
 use super::format::{HEADER_BYTES, inspect};
-use super::{Images, blocking, check, pool, reset};
+use super::{Images, blocking, check, pool, reset, unfinished};
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::fleet::image::{Image, ImageStatus};
 use crate::ledger::now;
 use bytes::Bytes;
+use godwit_protocol::digests::{Chunked, Whole};
 use godwit_protocol::id::ImageId;
 use godwit_protocol::image::DiskFormat;
 use md5::{Digest, Md5};
@@ -16,7 +17,7 @@ use nix::sys::statvfs::statvfs;
 use sha2::Sha512;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -42,6 +43,7 @@ struct Written {
     virtual_size_bytes: u64,
     md5: String,
     sha512: String,
+    chunks: Chunked,
 }
 
 impl Upload {
@@ -190,17 +192,34 @@ async fn take(
 ) -> Result<Written, Error> {
     let (partial, path) = (images.partial(id), images.path(id));
     let target = partial.clone();
-    let written = blocking(move || write(&target, format, declared_bytes, pieces)).await?;
+    let mut written = blocking(move || write(&target, format, declared_bytes, pieces)).await?;
     if format == DiskFormat::Qcow2 {
         check::check(&partial, written.virtual_size_bytes).await?;
     }
-    let folder = images.folder.clone();
+    let (folder, list) = (images.folder.clone(), images.digests(id));
+    let whole = Whole { md5: Some(written.md5.clone()), sha512: Some(written.sha512.clone()) };
+    let chunks = std::mem::take(&mut written.chunks);
     blocking(move || {
+        write_list(&list, &partial, chunks, &whole)
+            .map_err(|error| pool("The image's digests could not be written to the pool.", error))?;
         let named = std::fs::rename(&partial, &path).and_then(|()| File::open(&folder)?.sync_all());
         named.map_err(|error| pool("The image could not be given its name on the pool.", error))
     })
     .await?;
     Ok(written)
+}
+
+/// Writes the digests of the file `about` to `list`, whole or not at all.
+fn write_list(list: &Path, about: &Path, chunks: Chunked, whole: &Whole) -> std::io::Result<()> {
+    let metadata = about.metadata()?;
+    let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+    let bytes = chunks.finish(metadata.len(), modified_ns, whole)?;
+    let growing = unfinished(list);
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o644).open(&growing)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&growing, list)
 }
 
 /// The image is there. Not when it was deleted meanwhile.
@@ -223,7 +242,7 @@ async fn activate(app: &Shared, id: ImageId, written: Written) -> Result<(), Err
         .await
 }
 
-/// Writes pieces until the end, with both digests in the same pass, and looks at the header.
+/// Writes pieces until the end, with all digests in the same pass, and looks at the header.
 fn write(
     path: &Path,
     format: DiskFormat,
@@ -241,7 +260,7 @@ fn write(
     let mut options = OpenOptions::new();
     let mut file =
         options.write(true).create(true).truncate(true).mode(0o644).open(path).map_err(|e| failed(e, 0))?;
-    let (mut md5, mut sha512) = (Md5::new(), Sha512::new());
+    let (mut md5, mut sha512, mut chunks) = (Md5::new(), Sha512::new(), Chunked::default());
     let mut head = Vec::new();
     let mut size = 0_u64;
     loop {
@@ -254,6 +273,7 @@ fn write(
                 head.extend_from_slice(&bytes[..bytes.len().min(HEADER_BYTES - head.len())]);
                 md5.update(&bytes);
                 sha512.update(&bytes);
+                chunks.update(&bytes);
                 file.write_all(&bytes).map_err(|error| failed(error, size))?;
                 size = next;
             }
@@ -275,6 +295,7 @@ fn write(
         virtual_size_bytes,
         md5: hex::encode(md5.finalize()),
         sha512: hex::encode(sha512.finalize()),
+        chunks,
     })
 }
 

@@ -46,8 +46,10 @@ pub async fn request(app: &Shared, id: InstanceId) -> Result<(), Error> {
     if let Some(operation) = operation {
         spawn(app, operation);
     }
-    if let Some(Verb::LiveMigrate { migration }) = stopped {
-        super::live_migrate::interrupt(app, migration);
+    match stopped {
+        Some(Verb::LiveMigrate { migration }) => super::live_migrate::interrupt(app, migration),
+        Some(Verb::CreateInstance) => super::create_instance::interrupt(app, id),
+        _ => {}
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Rare events, from the kernel's ring to whoever tells the coordinator.
 
 use super::collector::tap;
+use crate::events::unix_ms;
 use crate::telemetry::TelemetryError;
 use crate::telemetry::pins::Pins;
 use crate::telemetry::shared::{self, EVENTS_PIN};
@@ -12,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Takes events out of the ring. There is one ring on a host, and one reader.
 pub struct EventReader {
@@ -42,10 +43,6 @@ impl EventReader {
         }
         events
     }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// An event as the kernel wrote it, with the time of the wall for that of its clock. None for what this version
@@ -78,6 +75,7 @@ fn decode(bytes: &[u8], now_ms: u64, now_ns: u64) -> Option<HostEvent> {
         address: address(40),
         peer: address(56),
         reason: reason.map(|reason| reason.as_str().to_owned()),
+        pool: None,
     })
 }
 

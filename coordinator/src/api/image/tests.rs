@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use bytes::Bytes;
 use futures_util::stream;
+use godwit_protocol::digests;
 use serde_json::{Value, json};
 use std::convert::Infallible;
 
@@ -85,7 +86,12 @@ async fn an_upload_of_either_kind_is_active_with_its_digests_and_comes_down_as_i
         assert!(down.bytes == bytes);
         let digest = <sha2::Sha512 as sha2::Digest>::digest(&bytes);
         assert_eq!(shown["os_hash_value"], json!(hex::encode(digest)));
-        assert!(files(&api).contains(&id));
+        let mut there = files(&api);
+        there.sort();
+        assert_eq!(there, [id.clone(), format!("{id}.blake3")]);
+        let list = std::fs::read(api.app.config.pool.join("images").join(format!("{id}.blake3"))).unwrap();
+        let digests: Vec<u8> = bytes.chunks(digests::CHUNK_BYTES).flat_map(digests::digest).collect();
+        assert!(list.ends_with(&digests), "the digests of its chunks");
         let again = put(&api, &id, headers, whole(&bytes)).await;
         assert_eq!(again.status, 409);
         assert_eq!(api.delete(&format!("/image/v2/images/{id}")).await.status, 204);

@@ -1,4 +1,4 @@
-//! What hosts told of rare things: conflicts, spoofs, stale packets, strange networks.
+//! What hosts told of rare things: conflicts, spoofs, stale packets, strange networks, pools that stand still.
 
 use crate::api::attributes::time_text;
 use crate::api::context::{Caller, Params};
@@ -59,7 +59,7 @@ fn body(fleet: &Fleet, host: HostId, event: &HostEvent) -> Value {
         "at": time_text(at),
         "host": name,
         "kind": event.kind,
-        "vni": event.vni,
+        "vni": (event.vni != 0).then_some(event.vni),
         "network": network.map(|network| network.id),
         "port": port,
         "tap": event.tap,
@@ -68,5 +68,6 @@ fn body(fleet: &Fleet, host: HostId, event: &HostEvent) -> Value {
         "address": event.address,
         "peer": event.peer,
         "reason": event.reason,
+        "pool": event.pool,
     })
 }
