@@ -2,5 +2,6 @@
 
 mod frame;
 mod numa;
+mod outage;
 mod pools;
 mod vlans;

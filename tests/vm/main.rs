@@ -4,4 +4,6 @@
 #![forbid(unsafe_code)]
 
 mod core;
+mod fleet;
 mod nfs;
+mod shares;

@@ -1,6 +1,7 @@
 //! An NFS server and its clients, each a VM with Debian's kernel.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use godwit_tests::vm::{Vm, VmError, Wire};
@@ -11,8 +12,8 @@ pub(crate) const SERVER: &str = "10.9.0.1";
 /// How long anything may take on a machine that is busy, under emulation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
-/// The server's start, at the first boot and after each loss of power: an export on xfs with reflinks, one on ext4, a
-/// small one that is soon full, and one that may only be read. The state of clients lies on a disk, so that they may
+/// The server's start, at the first boot and after each loss of power: an export on xfs with reflinks, one on ext4, and
+/// a small one that is soon full. The state of clients lies on a disk, so that they may
 /// claim their locks again. Short leases, so that a restart is not waited for long.
 const SERVE: &str = "
 modprobe -a nfsd xfs
@@ -26,12 +27,11 @@ mkdir -p /export/xfs /export/ext4 /export/small
 mount /dev/vdc /export/xfs
 mount /dev/vdd /export/ext4
 mount /dev/vde /export/small
-mkdir -p /export/ext4/.state /export/xfs/readonly /etc/nfs.conf.d
+mkdir -p /export/ext4/.state /etc/nfs.conf.d
 printf '[nfsd]\\nvers3=n\\n[nfsdcld]\\nstoragedir=/export/ext4/.state\\n' > /etc/nfs.conf.d/test.conf
 for export in xfs ext4 small; do
   echo \"/export/$export *(rw,sync,no_root_squash,no_subtree_check,insecure)\"
 done > /etc/exports
-echo '/export/xfs/readonly *(ro,sync,no_root_squash,no_subtree_check,insecure)' >> /etc/exports
 exportfs -ra
 nfsdcld
 echo 1048576 > /proc/fs/nfsd/max_block_size
@@ -69,6 +69,21 @@ impl NfsLab {
         Client { vm: vm.expect("the client starts") }
     }
 
+    /// Client number `number` with what a fleet of one host is made of.
+    pub(crate) fn fleet_client(&self, number: u32) -> Client {
+        self.fleet_client_with(number, &[])
+    }
+
+    /// The same, with files at `/job/NAME`.
+    pub(crate) fn fleet_client_with(&self, number: u32, files: &[(&Path, &str)]) -> Client {
+        let name = format!("client{number}");
+        let builder = Vm::builder(&name).cpus(2).memory_mib(1280).deadline(Duration::from_secs(900));
+        let builder = files.iter().fold(builder, |builder, (path, name)| builder.file(path, name));
+        let builder = builder.program("godwit").program("godwit-agent").program("godwit-coordinator");
+        let vm = builder.wire(&self.wire, &format!("10.9.0.1{number}/24")).start();
+        Client { vm: vm.expect("the client starts") }
+    }
+
     /// Lets the server export; also after a loss of power.
     pub(crate) fn serve(&self) {
         self.server.shell(SERVE).expect("the server exports");
@@ -87,6 +102,14 @@ pub(crate) fn ok<T>(result: Result<T, VmError>) -> T {
         Ok(value) => value,
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Makes a file of `mib` MiB of noise inside, no two of them alike.
+#[track_caller]
+pub(crate) fn big_file(vm: &Vm, path: &str, mib: u32) {
+    let make = "import os, sys\nnoise = os.urandom(1 << 20)\nwith open(sys.argv[1], 'wb') as file:\n\
+                \x20   for number in range(int(sys.argv[2])): file.write(number.to_bytes(8, 'big') + noise[8:])";
+    ok(vm.exec(&["python3", "-c", make, path, &mib.to_string()]));
 }
 
 impl Client {
