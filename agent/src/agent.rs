@@ -10,7 +10,7 @@ use crate::reservations::ReserveError;
 use crate::state::State;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::id::{HostId, InstanceId};
-use godwit_protocol::instance::InstanceSpec;
+use godwit_protocol::instance::{InstanceSpec, InstanceState};
 use godwit_protocol::migration::MigrationSource;
 use godwit_protocol::network::NetworkWanted;
 use godwit_protocol::port::tap_name;
@@ -70,11 +70,29 @@ impl Agent {
             R::Release(instance) => {
                 self.host.reservations.release(*instance).map_err(not_kept)?;
             }
+            R::Exchange(wanted) => {
+                self.host.reservations.exchange(wanted)?;
+            }
+            R::ReleaseBeside(instance) => {
+                self.host.reservations.release_beside(*instance).map_err(not_kept)?;
+            }
             R::CreateDisk(disk) => {
                 let format = pool.create_disk(disk, &mut |p| progress.send(p), &Cancel::default())?;
                 return Ok(AgentReply::Disk { format });
             }
             R::CancelDisk(instance) => pool.cancel_disk(*instance),
+            R::GrowDisk(disk) => {
+                self.is_off(disk.instance)?;
+                pool.claim(disk.instance, self.host.id)?;
+                pool.grow_disk(disk, &mut |p| progress.send(p), &Cancel::default())?;
+            }
+            R::RestoreDisk(instance) => {
+                self.is_off(*instance)?;
+                pool.claim(*instance, self.host.id)?;
+                pool.restore_disk(*instance)?;
+                pool.release(*instance, self.host.id)?;
+            }
+            R::DropOldDisk(instance) => pool.drop_old_disk(*instance)?,
             R::DeleteDisk(instance) => pool.delete_disk(*instance)?,
             R::EnsureNetwork(wanted) => self.ensure_network(wanted)?,
             R::RemoveNetwork { network, vni, generation } => {
@@ -135,7 +153,9 @@ impl Agent {
     /// Holds what a plan says, unless the host is not the one that the plan was made for.
     fn reserve(&self, plan: &ReservePlan) -> Result<(), RequestError> {
         let reservations = &self.host.reservations;
-        if reservations.get(plan.reservation.instance).as_ref() == Some(&plan.reservation) {
+        let instance = plan.reservation.instance;
+        let held = if plan.beside { reservations.beside(instance) } else { reservations.get(instance) };
+        if held.as_ref() == Some(&plan.reservation) {
             return Ok(());
         }
         let capacity = self.host.capacity()?;
@@ -148,7 +168,10 @@ impl Agent {
             // An agent that has told nothing yet has nothing to hold the plan against but the host itself.
             Told::Since(_) | Told::Never => {}
         }
-        reservations.reserve(&capacity, plan.reservation.clone())?;
+        match plan.beside {
+            true => reservations.reserve_beside(&capacity, plan.reservation.clone())?,
+            false => reservations.reserve(&capacity, plan.reservation.clone())?,
+        };
         Ok(())
     }
 
@@ -196,6 +219,17 @@ impl Agent {
                 format!("instance {instance} holds no reservation on this host; reserve first"),
             )
         })
+    }
+
+    /// Nobody but us may touch the disk of a guest that runs.
+    fn is_off(&self, instance: InstanceId) -> Result<(), RequestError> {
+        match self.hypervisor.state(instance)? {
+            None | Some(InstanceState::Stopped | InstanceState::Crashed) => Ok(()),
+            Some(_) => {
+                let text = format!("instance {instance} is on; its disk is left alone");
+                Err(RequestError::new(ErrorKind::Conflict, text))
+            }
+        }
     }
 
     fn holds(&self, spec: &InstanceSpec) -> Result<(), RequestError> {

@@ -70,11 +70,16 @@ fn subject(request: &AgentRequest) -> Option<Subject> {
         R::EnsureNetwork(wanted) => Subject::Network(wanted.network),
         R::RemoveNetwork { network, .. } => Subject::Network(*network),
         R::Reserve(plan) => Subject::Instance(plan.reservation.instance),
+        R::Exchange(reservation) => Subject::Instance(reservation.instance),
         R::CreateDisk(disk) => Subject::Instance(disk.instance),
+        R::GrowDisk(disk) => Subject::Instance(disk.instance),
         R::DefineInstance(spec) => Subject::Instance(spec.instance),
         R::PrepareMigration(target) => Subject::Instance(target.spec.instance),
         R::Migrate(source) => Subject::Instance(source.instance),
         R::Release(instance)
+        | R::ReleaseBeside(instance)
+        | R::RestoreDisk(instance)
+        | R::DropOldDisk(instance)
         | R::DeleteDisk(instance)
         | R::StartInstance(instance)
         | R::RemoveInstance(instance)

@@ -89,6 +89,7 @@ impl Host {
             inventory,
             instances,
             reservations: self.reservations.list(),
+            beside: self.reservations.list_beside(),
             drifts: [self.drifts.list(), self.huge_pages.list()].concat(),
             networks: self.keeper.report()?,
         })

@@ -7,6 +7,7 @@ use godwit_protocol::host::Cell;
 use godwit_protocol::id::InstanceId;
 use godwit_protocol::reservation::{Refusal, Reservation, ReservedCell};
 use prometheus::{IntGauge, Registry};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -94,6 +95,9 @@ pub enum ReserveError {
         /// Bytes free.
         have: u64,
     },
+    /// There is nothing beside that it could be exchanged with.
+    #[error("instance {0} holds no such reservation beside its own on this host")]
+    NotBeside(InstanceId),
     /// It fits and cannot be kept.
     #[error("the reservation cannot be kept")]
     Keep(#[from] StateError),
@@ -107,7 +111,7 @@ impl ReserveError {
     /// The veto as it travels; none: it is no veto.
     fn refusal(&self) -> Option<Refusal> {
         Some(match *self {
-            Self::Malformed(_) | Self::Keep(_) => return None,
+            Self::Malformed(_) | Self::NotBeside(_) | Self::Keep(_) => return None,
             Self::Stale { planned, changed } => Refusal::Stale { planned, changed },
             Self::NoCell(cell) => Refusal::NoCell { cell },
             Self::NoCpu { cpu, .. } | Self::NoCpuAnywhere(cpu) => Refusal::NoCpu { cpu },
@@ -126,6 +130,7 @@ impl From<ReserveError> for RequestError {
         let text = crate::hypervisor::chain(&error);
         match (error.refusal(), error) {
             (Some(refusal), _) => RequestError::refused(text, refusal),
+            (None, ReserveError::NotBeside(_)) => RequestError::new(ErrorKind::Conflict, text),
             (None, ReserveError::Keep(_)) => RequestError::new(ErrorKind::Unavailable, text),
             (None, _) => RequestError::new(ErrorKind::Invalid, text),
         }
@@ -141,7 +146,22 @@ pub struct Capacity {
     pub reserved_memory_bytes: u64,
 }
 
-type Table = BTreeMap<InstanceId, Reservation>;
+type Table = BTreeMap<InstanceId, Held>;
+
+/// What an instance holds here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    /// What it runs by.
+    now: Reservation,
+    /// While it is resized on this host: what it is to run by, or ran by.
+    beside: Option<Reservation>,
+}
+
+impl Held {
+    fn all(&self) -> impl Iterator<Item = &Reservation> {
+        std::iter::once(&self.now).chain(&self.beside)
+    }
+}
 
 /// The reservations of this host.
 #[derive(Debug)]
@@ -159,7 +179,14 @@ impl Reservations {
     pub fn open(dir: &Path) -> Result<Self, StateError> {
         let path = dir.join("reservations.json");
         let kept: Vec<Reservation> = read_json(&path)?.unwrap_or_default();
-        let table: Table = kept.into_iter().map(|r| (r.instance, r)).collect();
+        let mut table = Table::new();
+        for reservation in kept {
+            // Of two, an instance runs by the first.
+            match table.entry(reservation.instance) {
+                Entry::Vacant(none) => drop(none.insert(Held { now: reservation, beside: None })),
+                Entry::Occupied(mut first) => first.get_mut().beside = Some(reservation),
+            }
+        }
         // The name is right, so there is no error to tell.
         let count = IntGauge::new("godwit_reservations", "Instances that hold something on this host.")
             .map_err(|e| StateError::Malformed { path: path.clone(), source: e.into() })?;
@@ -182,14 +209,66 @@ impl Reservations {
     /// Each of [`ReserveError`].
     pub fn reserve(&self, host: &Capacity, wanted: Reservation) -> Result<bool, ReserveError> {
         let mut table = self.lock();
-        if table.get(&wanted.instance) == Some(&wanted) {
+        let before = table.get(&wanted.instance);
+        if before.is_some_and(|held| held.now == wanted) {
             return Ok(false);
         }
-        check(host, &table, &wanted)?;
+        let beside = before.and_then(|held| held.beside.clone());
+        check(host, &others(&table, wanted.instance).chain(&beside).collect::<Vec<_>>(), &wanted)?;
         let mut new = table.clone();
-        new.insert(wanted.instance, wanted);
-        self.save(&new)?;
-        *table = new;
+        new.insert(wanted.instance, Held { now: wanted, beside });
+        self.put(&mut table, new)?;
+        Ok(true)
+    }
+
+    /// Holds `wanted` for its instance beside what that runs by, so that both are held. Returns whether anything
+    /// changed.
+    ///
+    /// # Errors
+    /// Each of [`ReserveError`].
+    pub fn reserve_beside(&self, host: &Capacity, wanted: Reservation) -> Result<bool, ReserveError> {
+        let mut table = self.lock();
+        let mut new = table.clone();
+        let Some(held) = new.get_mut(&wanted.instance) else {
+            return Err(ReserveError::Malformed("its instance holds nothing that it could be beside"));
+        };
+        if held.beside.as_ref() == Some(&wanted) {
+            return Ok(false);
+        }
+        check(host, &others(&table, wanted.instance).chain([&held.now]).collect::<Vec<_>>(), &wanted)?;
+        held.beside = Some(wanted);
+        self.put(&mut table, new)?;
+        Ok(true)
+    }
+
+    /// The instance runs by `wanted` from now on, which is held beside, and what it ran by is held beside instead.
+    /// Returns whether anything changed.
+    ///
+    /// # Errors
+    /// [`ReserveError::NotBeside`], [`ReserveError::Keep`].
+    pub fn exchange(&self, wanted: &Reservation) -> Result<bool, ReserveError> {
+        let mut table = self.lock();
+        let mut new = table.clone();
+        match new.get_mut(&wanted.instance) {
+            Some(held) if held.now == *wanted => return Ok(false),
+            Some(Held { now, beside: Some(beside) }) if beside == wanted => std::mem::swap(now, beside),
+            _ => return Err(ReserveError::NotBeside(wanted.instance)),
+        }
+        self.put(&mut table, new)?;
+        Ok(true)
+    }
+
+    /// Lets go of what is held beside for `instance`; nothing being there is a success.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]: it is still held.
+    pub fn release_beside(&self, instance: InstanceId) -> Result<bool, StateError> {
+        let mut table = self.lock();
+        let mut new = table.clone();
+        if new.get_mut(&instance).and_then(|held| held.beside.take()).is_none() {
+            return Ok(false);
+        }
+        self.put(&mut table, new)?;
         Ok(true)
     }
 
@@ -203,23 +282,39 @@ impl Reservations {
         if new.remove(&instance).is_none() {
             return Ok(false);
         }
-        self.save(&new)?;
-        *table = new;
+        self.put(&mut table, new)?;
         Ok(true)
     }
 
-    /// What `instance` holds.
+    /// What `instance` runs by.
     pub fn get(&self, instance: InstanceId) -> Option<Reservation> {
-        self.lock().get(&instance).cloned()
+        self.lock().get(&instance).map(|held| held.now.clone())
     }
 
-    /// All of them, by instance.
+    /// What is held beside for `instance`.
+    pub fn beside(&self, instance: InstanceId) -> Option<Reservation> {
+        self.lock().get(&instance)?.beside.clone()
+    }
+
+    /// All that instances run by, by instance.
     pub fn list(&self) -> Vec<Reservation> {
-        self.lock().values().cloned().collect()
+        self.lock().values().map(|held| held.now.clone()).collect()
+    }
+
+    /// All that is held beside, by instance.
+    pub fn list_beside(&self) -> Vec<Reservation> {
+        self.lock().values().filter_map(|held| held.beside.clone()).collect()
+    }
+
+    /// Makes `new` the table, durably.
+    fn put(&self, table: &mut Table, new: Table) -> Result<(), StateError> {
+        self.save(&new)?;
+        *table = new;
+        Ok(())
     }
 
     fn save(&self, table: &Table) -> Result<(), StateError> {
-        let bytes = serde_json::to_vec(&table.values().collect::<Vec<_>>())
+        let bytes = serde_json::to_vec(&table.values().flat_map(Held::all).collect::<Vec<_>>())
             .map_err(|e| StateError::Malformed { path: self.path.clone(), source: e.into() })?;
         write_atomic(&self.path, &bytes, 0o600)?;
         self.count.set(table.len() as i64);
@@ -231,14 +326,18 @@ impl Reservations {
     }
 }
 
-/// Whether `wanted` fits beside all that others hold in `table`.
-fn check(host: &Capacity, table: &Table, wanted: &Reservation) -> Result<(), ReserveError> {
+/// All that others than `instance` hold.
+fn others(table: &Table, instance: InstanceId) -> impl Iterator<Item = &Reservation> {
+    table.values().filter(move |held| held.now.instance != instance).flat_map(Held::all)
+}
+
+/// Whether `wanted` fits beside all of `others`.
+fn check(host: &Capacity, others: &[&Reservation], wanted: &Reservation) -> Result<(), ReserveError> {
     well_formed(wanted)?;
-    let others: Vec<&Reservation> = table.values().filter(|r| r.instance != wanted.instance).collect();
-    check_pins(host, &others, wanted)?;
-    check_shared_cpus(host, &others, wanted)?;
-    check_pages(host, &others, wanted)?;
-    check_memory(host, &others, wanted)
+    check_pins(host, others, wanted)?;
+    check_shared_cpus(host, others, wanted)?;
+    check_pages(host, others, wanted)?;
+    check_memory(host, others, wanted)
 }
 
 fn well_formed(wanted: &Reservation) -> Result<(), ReserveError> {

@@ -4,6 +4,7 @@ mod base;
 pub mod dir;
 mod folder;
 mod gate;
+mod grow;
 mod helper;
 mod lease;
 pub mod mount;

@@ -45,10 +45,12 @@ impl App {
     }
 }
 
-/// Starts what runs by itself: forwarding, drains of hosts, and the operations that an earlier life left unfinished.
+/// Starts what runs by itself: forwarding, drains of hosts, the operations that an earlier life left unfinished, and the
+/// confirmation of resizes that nobody decides about.
 pub fn start(app: &Shared) {
     app.ledger.observe(|fleet| fleet.set_limits(operations::place::limits(&app.config)));
     tokio::spawn(l2::run(app.clone()));
     tokio::spawn(drain::run(app.clone()));
     operations::resume(app);
+    tokio::spawn(operations::confirm_resize::run_window(app.clone()));
 }

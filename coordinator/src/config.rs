@@ -71,6 +71,12 @@ pub struct Config {
     /// Longest pause of a guest at the end of a live migration, in milliseconds.
     #[serde(default = "default_downtime_ms")]
     pub max_downtime_ms: u64,
+    /// Whether a resize may find its place on the host where the instance is.
+    #[serde(default = "default_same_host")]
+    pub allow_resize_to_same_host: bool,
+    /// After how long a resize that nobody has confirmed or reverted is confirmed, in seconds; 0: never.
+    #[serde(default)]
+    pub resize_confirm_window: u64,
 }
 
 /// How broadcast, and what is unknown, reaches the other hosts of a VXLAN network.
@@ -137,6 +143,9 @@ fn default_host_patience_seconds() -> u64 {
 }
 fn default_token_seconds() -> u64 {
     3600
+}
+fn default_same_host() -> bool {
+    true
 }
 fn default_downtime_ms() -> u64 {
     500
@@ -270,6 +279,13 @@ impl Config {
                 "from 1 to 60000 milliseconds",
             );
         }
+        if !(self.resize_confirm_window == 0 || (60..=2_592_000).contains(&self.resize_confirm_window)) {
+            return value(
+                "resize_confirm_window",
+                self.resize_confirm_window.to_string(),
+                "0 for never, or from 60 to 2592000 seconds",
+            );
+        }
         if self.vxlan_port == 0 {
             return value("vxlan_port", self.vxlan_port.to_string(), "from 1 to 65535");
         }
@@ -360,6 +376,8 @@ mod tests {
             ("host_patience_seconds", "3601"),
             ("max_downtime_ms", "0"),
             ("token_seconds", "59"),
+            ("resize_confirm_window", "59"),
+            ("resize_confirm_window", "2592001"),
             ("plain_listen", "\"192.0.2.1:80\""),
         ] {
             match read(&format!("{key} = {bad}\n")) {

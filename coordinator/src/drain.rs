@@ -197,8 +197,13 @@ fn standing(
         };
     }
     if !may_move(instance) {
-        let text =
-            format!("it is {}; only what runs moves live: start it, or delete it", instance.status.name());
+        let text = match instance.status {
+            InstanceStatus::Resized => "it is resized; confirm or revert that, then it moves".to_owned(),
+            InstanceStatus::Stopped => {
+                "it is stopped; only what runs moves live: start it, migrate it cold, or delete it".to_owned()
+            }
+            other => format!("it is {}; only what runs moves live: start it, or delete it", other.name()),
+        };
         return ("held", Some(text));
     }
     let state = reconcile::liveness(fleet, host.id, app.config.heartbeat_ms, now());

@@ -202,6 +202,8 @@ fn settings_of(plan: &Plan) -> Result<Config, InitError> {
         token_seconds: 3600,
         host_patience_seconds: 60,
         max_downtime_ms: 500,
+        allow_resize_to_same_host: true,
+        resize_confirm_window: 0,
     })
 }
 

@@ -2,12 +2,15 @@
 //! restart goes on at the first step that is not known to be done. After a failure the steps are undone
 //! backwards. From an operation's point of no return on it only goes forward.
 
+pub mod confirm_resize;
 pub mod create_instance;
 pub mod delete_instance;
 pub mod live_migrate;
 pub mod place;
 pub mod power;
 mod reserve;
+pub mod resize_instance;
+pub mod revert_resize;
 mod step;
 
 pub use step::{Context, StepError};
@@ -59,6 +62,11 @@ fn plan(verb: Verb) -> (&'static [&'static str], usize) {
         Verb::RebootInstance { .. } => (power::REBOOT, 1),
         Verb::PauseInstance { .. } => (power::PAUSE, 1),
         Verb::LiveMigrate { .. } => (live_migrate::STEPS, live_migrate::POINT_OF_NO_RETURN),
+        Verb::MigrateInstance { .. } | Verb::ResizeInstance { .. } => {
+            (resize_instance::STEPS, resize_instance::STEPS.len())
+        }
+        Verb::ConfirmResize { .. } => (confirm_resize::STEPS, 0),
+        Verb::RevertResize { .. } => (revert_resize::STEPS, 0),
     }
 }
 
@@ -71,6 +79,11 @@ async fn run_step(context: &Context, step: usize) -> Result<(), StepError> {
         Verb::RebootInstance { hard } => power::run_reboot(context, hard).await,
         Verb::PauseInstance { paused } => power::run_pause(context, paused).await,
         Verb::LiveMigrate { migration } => live_migrate::run(context, migration, step).await,
+        Verb::MigrateInstance { migration } | Verb::ResizeInstance { migration } => {
+            resize_instance::run(context, migration, step).await
+        }
+        Verb::ConfirmResize { migration } => confirm_resize::run(context, migration, step).await,
+        Verb::RevertResize { migration } => revert_resize::run(context, migration, step).await,
     }
 }
 
@@ -78,6 +91,9 @@ async fn undo_step(context: &Context, step: usize) -> Result<(), StepError> {
     match context.verb {
         Verb::CreateInstance => create_instance::undo(context, step).await,
         Verb::LiveMigrate { migration } => live_migrate::undo(context, migration, step).await,
+        Verb::MigrateInstance { migration } | Verb::ResizeInstance { migration } => {
+            resize_instance::undo(context, migration, step).await
+        }
         // A power change that failed leaves the domain as it is; a deletion only goes forward.
         _ => Ok(()),
     }
@@ -89,6 +105,11 @@ fn finish(fleet: &Fleet, operation: &Operation, error: Option<&StepError>) -> Ve
         Verb::CreateInstance => create_instance::finish(fleet, operation, error),
         Verb::DeleteInstance => delete_instance::finish(fleet, operation, error),
         Verb::LiveMigrate { migration } => live_migrate::finish(fleet, operation, migration, error),
+        Verb::MigrateInstance { migration } | Verb::ResizeInstance { migration } => {
+            resize_instance::finish(fleet, operation, migration, error)
+        }
+        Verb::ConfirmResize { migration } => confirm_resize::finish(fleet, operation, migration),
+        Verb::RevertResize { migration } => revert_resize::finish(fleet, operation, migration),
         _ => power::finish(fleet, operation, error),
     }
 }

@@ -4,9 +4,11 @@
 use crate::app::{App, Shared};
 use crate::fleet::host::{Host, Observed};
 use crate::fleet::instance::{Fault, Instance, InstanceStatus};
+use crate::fleet::migration::MigrationKind;
 use crate::fleet::{Change, Fleet, Time};
 use crate::ledger::now;
 use crate::operations::live_migrate;
+use crate::operations::resize_instance::pending;
 use crate::store::StoreError;
 use crate::{inventory_check, l2, liveness};
 use godwit_protocol::host::Heartbeat;
@@ -115,7 +117,8 @@ fn tell_drifts(report: &HostReport, before: &[Drift]) {
 fn arrivals(fleet: &Fleet, report: &HostReport) -> Vec<MigrationId> {
     let running = report.instances.iter().filter(|i| i.state == InstanceState::Running);
     let arrived = running.filter_map(|i| fleet.running_migration(i.instance));
-    arrived.filter(|m| m.target == Some(report.host) && m.switched_at.is_none()).map(|m| m.id).collect()
+    let live = arrived.filter(|m| m.kind == MigrationKind::Live);
+    live.filter(|m| m.target == Some(report.host) && m.switched_at.is_none()).map(|m| m.id).collect()
 }
 
 /// The host's inventory, when it is another than before and can be true.
@@ -212,9 +215,9 @@ async fn make_as_wanted(app: &Shared, report: &HostReport) {
         (stale_reservations(fleet, report), l2::drift(fleet, host, &app.config), unknown_vnis(fleet, report))
     });
     networks.into_iter().for_each(|network| app.l2_changed(network));
-    for instance in stale {
-        tracing::warn!(%host, %instance, "a reservation that nobody owns is released");
-        let _ = app.agents.call(host, AgentRequest::Release(instance)).await;
+    for request in stale {
+        tracing::warn!(%host, ?request, "a reservation that nobody owns is released");
+        let _ = app.agents.call(host, request).await;
     }
     for vni in unknown {
         tracing::warn!(%host, vni, "a network that is not wanted any more is removed");
@@ -224,15 +227,16 @@ async fn make_as_wanted(app: &Shared, report: &HostReport) {
     }
 }
 
-/// Reservations of instances that are neither there, nor on their way there, nor being worked on.
-fn stale_reservations(fleet: &Fleet, report: &HostReport) -> Vec<InstanceId> {
-    let owned = |id: InstanceId| {
-        fleet.instances.get(&id).is_some_and(|i| i.host == Some(report.host))
-            || fleet.running_operation(id).is_some()
-    };
+/// What lets go of reservations of instances that are neither there, nor may go back there, nor are being worked on.
+fn stale_reservations(fleet: &Fleet, report: &HostReport) -> Vec<AgentRequest> {
+    let here = |id: InstanceId| fleet.instances.get(&id).is_some_and(|i| i.host == Some(report.host));
+    let goes_back = |id: InstanceId| pending(fleet, id).is_some_and(|m| m.source == report.host);
+    let idle = |id: InstanceId| fleet.running_operation(id).is_none();
     let runs = |id: InstanceId| report.instances.iter().any(|i| i.instance == id);
-    let ids = report.reservations.iter().map(|r| r.instance);
-    ids.filter(|id| !owned(*id) && !runs(*id)).collect()
+    let held = report.reservations.iter().map(|r| r.instance);
+    let unowned = held.filter(|id| !here(*id) && !goes_back(*id) && idle(*id) && !runs(*id));
+    let beside = report.beside.iter().map(|r| r.instance).filter(|id| !goes_back(*id) && idle(*id));
+    unowned.map(AgentRequest::Release).chain(beside.map(AgentRequest::ReleaseBeside)).collect()
 }
 
 /// Numbers of networks that the host has and that exist nowhere in the fleet.

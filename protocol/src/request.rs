@@ -50,6 +50,9 @@ pub struct HostReport {
     pub instances: Vec<InstanceReport>,
     /// What is held there.
     pub reservations: Vec<Reservation>,
+    /// What is held beside these, by instances that are resized on the same host.
+    #[serde(default)]
+    pub beside: Vec<Reservation>,
     /// What is not where its reservation says, as last looked at.
     #[serde(default)]
     pub drifts: Vec<Drift>,
@@ -68,6 +71,18 @@ pub struct DiskRequest {
     pub size_bytes: u64,
 }
 
+/// Make the disk of an instance that is off larger, and keep it as it was, whole, until it is known whether the larger
+/// one stays. Repeating it when both are there is a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrowRequest {
+    /// Whose disk.
+    pub instance: InstanceId,
+    /// The disk's format.
+    pub format: DiskFormat,
+    /// Size that the guest is to see, in bytes. A disk that is larger is left so.
+    pub size_bytes: u64,
+}
+
 /// Everything an agent can be asked. Each may be repeated: the second time changes nothing and answers the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -76,13 +91,23 @@ pub enum AgentRequest {
     Report,
     /// Hold exactly this for an instance, or refuse with a [`crate::reservation::Refusal`].
     Reserve(ReservePlan),
-    /// Let go of what an instance holds.
+    /// Let go of all that an instance holds.
     Release(InstanceId),
+    /// Let an instance run by what is held beside, and hold beside what it ran by. It runs by this already: a success.
+    Exchange(Reservation),
+    /// Let go of what is held beside for an instance.
+    ReleaseBeside(InstanceId),
     /// Make an instance's disk.
     CreateDisk(DiskRequest),
     /// Stop making an instance's disk: the request that does so ends with an error, and nothing of the disk stays.
     /// Success where none is made.
     CancelDisk(InstanceId),
+    /// Make an instance's disk larger, and keep the old one.
+    GrowDisk(GrowRequest),
+    /// Put the old disk back that [`AgentRequest::GrowDisk`] kept; none being there is a success.
+    RestoreDisk(InstanceId),
+    /// Remove the old disk that [`AgentRequest::GrowDisk`] kept.
+    DropOldDisk(InstanceId),
     /// Remove an instance's folder on the pool: disk, config drive, console log.
     DeleteDisk(InstanceId),
     /// Bring a network on this host to the wanted state.
@@ -154,8 +179,13 @@ impl AgentRequest {
             Self::Report => "report",
             Self::Reserve(_) => "reserve",
             Self::Release(_) => "release",
+            Self::Exchange(_) => "exchange",
+            Self::ReleaseBeside(_) => "release_beside",
             Self::CreateDisk(_) => "create_disk",
             Self::CancelDisk(_) => "cancel_disk",
+            Self::GrowDisk(_) => "grow_disk",
+            Self::RestoreDisk(_) => "restore_disk",
+            Self::DropOldDisk(_) => "drop_old_disk",
             Self::DeleteDisk(_) => "delete_disk",
             Self::EnsureNetwork(_) => "ensure_network",
             Self::RemoveNetwork { .. } => "remove_network",

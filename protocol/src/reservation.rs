@@ -11,6 +11,10 @@ pub struct ReservePlan {
     pub reservation: Reservation,
     /// Generation of the host's report that the plan was made from. A host whose cells have changed since refuses.
     pub generation: u64,
+    /// Hold it beside what the instance holds here already, until [`crate::request::AgentRequest::Exchange`] says
+    /// which of the two it runs by.
+    #[serde(default)]
+    pub beside: bool,
 }
 
 /// Why a host does not hold what it is asked to. The coordinator decides by this.

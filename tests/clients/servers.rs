@@ -58,10 +58,13 @@ fn a_server_of_the_openstack_command_lives_on_its_host_moves_and_leaves_nothing(
     }
     assert_eq!(stage.json(&["server", "migration", "list"]).as_array().map(Vec::len), Some(2));
 
+    resizes_and_moves_cold(&stage, &guest);
     let events = stage.json(&["server", "event", "list", "one"]);
     let events: Vec<&str> =
         events.as_array().into_iter().flatten().filter_map(|e| e["Action"].as_str()).collect();
-    for event in ["create", "stop", "start", "reboot", "pause", "unpause", "live-migration"] {
+    for event in
+        ["create", "stop", "start", "reboot", "pause", "unpause", "live-migration", "resize", "migrate"]
+    {
         assert!(events.contains(&event), "{event} is missing in {events:?}");
     }
     stage.run(&["openstack", "server", "set", "--name", "other", "one"]);
@@ -69,6 +72,35 @@ fn a_server_of_the_openstack_command_lives_on_its_host_moves_and_leaves_nothing(
     stage.run(&["openstack", "server", "set", "--name", "one", "other"]);
     guest.delete(&stage);
     guests::clear(&stage);
+}
+
+/// A resize that stays, and a move of a guest that is off, which is taken back.
+fn resizes_and_moves_cold(stage: &Stage, guest: &Guest) {
+    let host = || guest.shown(stage, "OS-EXT-SRV-ATTR:host").as_str().expect("has a host").to_owned();
+    let size = ["--ram", "320", "--vcpus", "1", "--disk", "2", "--property", "hw:numa_nodes=1"];
+    stage.run(&[&["openstack", "flavor", "create"], &size[..], &["larger"]].concat());
+    stage.run(&["openstack", "server", "resize", "--flavor", "larger", "--wait", "one"]);
+    guest.becomes(stage, "VERIFY_RESIZE");
+    let memory = stage.host(&host()).exec(&["virsh", "dominfo", &guest.id]).expect("libvirt answers");
+    assert!(memory.contains("327680 KiB"), "{memory}");
+    stage.run(&["openstack", "server", "resize", "confirm", "one"]);
+    guest.becomes(stage, "ACTIVE");
+    let there = host();
+    guest.is_carried_by(stage, &there);
+    stage.run(&["openstack", "server", "migrate", "--wait", "one"]);
+    guest.becomes(stage, "VERIFY_RESIZE");
+    assert_ne!(host(), there);
+    stage.run(&["openstack", "server", "resize", "revert", "one"]);
+    guest.becomes(stage, "ACTIVE");
+    guest.is_carried_by(stage, &there);
+    let moves = stage.json(&["server", "migration", "list", "--server", "one"]);
+    let moves = moves.as_array().into_iter().flatten();
+    let moves: Vec<(&str, &str)> = moves
+        .filter_map(|m| Some((m["Type"].as_str()?, m["Status"].as_str()?)))
+        .filter(|(kind, _)| *kind != "live-migration")
+        .collect();
+    assert_eq!(moves, [("migration", "reverted"), ("resize", "confirmed")]);
+    stage.run(&["openstack", "flavor", "delete", "larger"]);
 }
 
 #[test]

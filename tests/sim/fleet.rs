@@ -112,23 +112,12 @@ impl Fleet {
 
     /// Asks for an instance with a CPU of its own.
     pub(crate) async fn create(&self, vcpus: u32) -> InstanceId {
-        let specs = [("hw:cpu_policy", "dedicated"), ("hw:numa_nodes", "1")];
-        let flavor = Flavor {
-            id: "pinned".into(),
-            name: "pinned".into(),
-            vcpus,
-            memory_mib: 256,
-            disk_gib: 1,
-            public: true,
-            extra_specs: specs.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-            description: None,
-        };
         let new = NewInstance {
             name: "one".into(),
             description: None,
             project: self.project,
             user: self.user,
-            flavor,
+            flavor: flavor(vcpus, 1),
             image: self.image,
             nics: vec![NicRequest::Network(self.network, None)],
             security_groups: vec![],
@@ -241,6 +230,21 @@ impl Fleet {
             created_at: now(),
             updated_at: now(),
         }
+    }
+}
+
+/// A flavor with CPUs of its own, in one cell.
+pub(crate) fn flavor(vcpus: u32, disk_gib: u64) -> Flavor {
+    let specs = [("hw:cpu_policy", "dedicated"), ("hw:numa_nodes", "1")];
+    Flavor {
+        id: format!("pinned-{vcpus}-{disk_gib}"),
+        name: format!("pinned-{vcpus}-{disk_gib}"),
+        vcpus,
+        memory_mib: 256,
+        disk_gib,
+        public: true,
+        extra_specs: specs.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        description: None,
     }
 }
 

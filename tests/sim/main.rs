@@ -5,4 +5,5 @@ mod drains;
 mod fleet;
 mod model;
 mod reservations;
+mod resizes;
 mod steps;

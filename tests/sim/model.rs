@@ -24,11 +24,21 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) reservations: BTreeMap<InstanceId, Reservation>,
+    /// What is held beside these.
+    pub(crate) beside: BTreeMap<InstanceId, Reservation>,
     pub(crate) domains: BTreeMap<InstanceId, InstanceState>,
     pub(crate) networks: BTreeMap<NetworkId, u32>,
     pub(crate) prepared: BTreeSet<MigrationId>,
     /// The first generation of a report with the cells as they are; none: they never changed.
     pub(crate) cells_changed: Option<u64>,
+}
+
+/// An instance's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    pub(crate) size_bytes: u64,
+    /// The size of the old one that is kept.
+    pub(crate) old: Option<u64>,
 }
 
 /// How a request goes wrong.
@@ -48,7 +58,9 @@ pub(crate) enum Fault {
 #[derive(Debug, Default)]
 pub(crate) struct World {
     pub(crate) hosts: BTreeMap<HostId, Held>,
-    pub(crate) disks: BTreeSet<InstanceId>,
+    pub(crate) disks: BTreeMap<InstanceId, Disk>,
+    /// What must never be and was: two hosts with one guest, a disk touched under a guest that runs.
+    pub(crate) wrongs: Vec<String>,
     /// Names of the requests so far that change something.
     pub(crate) requests: Vec<&'static str>,
     /// Which of them goes wrong, and how.
@@ -68,7 +80,7 @@ impl World {
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let held = self.hosts.iter().filter(|(_, held)| **held != Held::default());
         let mut left: Vec<String> = held.map(|(host, held)| format!("{host}: {held:?}")).collect();
-        left.extend(self.disks.iter().map(|disk| format!("disk of {disk}")));
+        left.extend(self.disks.iter().map(|disk| format!("disk {disk:?}")));
         left
     }
 
@@ -82,7 +94,8 @@ impl World {
     pub(crate) fn has_double_pin(&self) -> bool {
         self.hosts.values().any(|held| {
             let mut seen = BTreeSet::new();
-            held.reservations.values().flat_map(Reservation::pinned_cpus).any(|cpu| !seen.insert(cpu))
+            let all = held.reservations.values().chain(held.beside.values());
+            all.flat_map(Reservation::pinned_cpus).any(|cpu| !seen.insert(cpu))
         })
     }
 
@@ -119,6 +132,7 @@ impl World {
             inventory: inventory(host),
             instances: held.domains.iter().map(state).collect(),
             reservations: held.reservations.values().cloned().collect(),
+            beside: held.beside.values().cloned().collect(),
             drifts: vec![],
             networks: held.networks.values().map(|vni| reported(*vni)).collect(),
         }
@@ -131,32 +145,66 @@ impl World {
         if let R::Migrate(source) = request {
             return self.migrate(host, source.instance, source.migration);
         }
+        self.note_wrongs(host, request);
         let held = self.hosts.entry(host).or_default();
         match request {
-            R::Reserve(ReservePlan { reservation, generation }) => {
+            R::Reserve(ReservePlan { reservation, generation, beside }) => {
                 let planned = *generation;
                 if let Some(changed) = held.cells_changed.filter(|changed| planned < *changed) {
                     let refusal = Refusal::Stale { planned, changed: Some(changed) };
                     return Err(RequestError::refused("the cells have changed", refusal));
                 }
-                let taken = held.reservations.values().filter(|r| r.instance != reservation.instance);
+                let own = |r: &&Reservation| r.instance == reservation.instance;
+                let (now, next) = (held.reservations.values(), held.beside.values());
+                let taken = now.filter(|r| *beside || !own(r)).chain(next.filter(|r| !*beside || !own(r)));
                 let taken: BTreeSet<u32> = taken.flat_map(Reservation::pinned_cpus).collect();
                 if reservation.pinned_cpus().any(|cpu| taken.contains(&cpu)) {
                     return error(ErrorKind::Refused, "the CPU is taken");
                 }
-                held.reservations.insert(reservation.instance, reservation.clone());
+                let table = if *beside { &mut held.beside } else { &mut held.reservations };
+                table.insert(reservation.instance, reservation.clone());
             }
-            R::Release(instance) => drop(held.reservations.remove(instance)),
+            R::Release(instance) => {
+                held.reservations.remove(instance);
+                held.beside.remove(instance);
+            }
+            R::Exchange(wanted) => {
+                let now = held.reservations.get_mut(&wanted.instance);
+                match (now, held.beside.get_mut(&wanted.instance)) {
+                    (Some(now), _) if now == wanted => {}
+                    (Some(now), Some(beside)) if beside == wanted => std::mem::swap(now, beside),
+                    _ => return error(ErrorKind::Conflict, "there is nothing beside"),
+                }
+            }
+            R::ReleaseBeside(instance) => drop(held.beside.remove(instance)),
             R::CreateDisk(disk) => {
-                self.disks.insert(disk.instance);
+                let made = Disk { size_bytes: disk.size_bytes, old: None };
+                self.disks.entry(disk.instance).or_insert(made);
                 return Ok(AgentReply::Disk { format: DiskFormat::Qcow2 });
+            }
+            R::GrowDisk(disk) => {
+                let Some(is) = self.disks.get_mut(&disk.instance) else {
+                    return error(ErrorKind::NotFound, "no such disk");
+                };
+                is.old = is.old.or(Some(is.size_bytes));
+                is.size_bytes = is.size_bytes.max(disk.size_bytes);
+            }
+            R::RestoreDisk(instance) => {
+                if let Some(disk) = self.disks.get_mut(instance) {
+                    disk.size_bytes = disk.old.take().unwrap_or(disk.size_bytes);
+                }
+            }
+            R::DropOldDisk(instance) => {
+                if let Some(disk) = self.disks.get_mut(instance) {
+                    disk.old = None;
+                }
             }
             R::DeleteDisk(instance) => drop(self.disks.remove(instance)),
             R::EnsureNetwork(wanted) => drop(held.networks.insert(wanted.network, wanted.vni)),
             R::RemoveNetwork { vni, .. } => held.networks.retain(|_, number| number != vni),
             R::DefineInstance(spec) => {
-                if !held.reservations.contains_key(&spec.instance) {
-                    return error(ErrorKind::Conflict, "it holds no reservation");
+                if held.reservations.get(&spec.instance) != Some(&spec.reservation) {
+                    return error(ErrorKind::Conflict, "it holds no such reservation");
                 }
                 held.domains.entry(spec.instance).or_insert(InstanceState::Stopped);
             }
@@ -188,6 +236,21 @@ impl World {
             R::CancelDisk(_) | R::CancelMigration(_) | R::Console { .. } | R::Migrate(_) => {}
         }
         Ok(AgentReply::Done)
+    }
+
+    /// Looks for what no host may be asked.
+    fn note_wrongs(&mut self, host: HostId, request: &AgentRequest) {
+        use AgentRequest as R;
+        let (instance, elsewhere_only) = match request {
+            R::StartInstance(instance) => (*instance, true),
+            R::GrowDisk(disk) => (disk.instance, false),
+            R::RestoreDisk(instance) => (*instance, false),
+            _ => return,
+        };
+        let running = self.runs_on(instance);
+        if running.iter().any(|on| !elsewhere_only || *on != host) {
+            self.wrongs.push(format!("{} on {host} while {instance} runs on {running:?}", request.name()));
+        }
     }
 
     fn migrate(

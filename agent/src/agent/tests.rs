@@ -134,6 +134,7 @@ impl Rig {
         AgentRequest::Reserve(ReservePlan {
             reservation: spec.reservation.clone(),
             generation: report.generation,
+            beside: false,
         })
     }
 
@@ -187,11 +188,12 @@ async fn a_plan_for_a_host_that_was_another_is_refused_with_the_reason_and_a_rep
     let dir = folder();
     let rig = Rig::start(&dir);
     let (one, two) = (spec(), spec());
-    let blind = ReservePlan { reservation: one.reservation.clone(), generation: 0 };
+    let blind = ReservePlan { reservation: one.reservation.clone(), generation: 0, beside: false };
     rig.ask(AgentRequest::Reserve(blind.clone())).await.unwrap();
     let planned = rig.plan(&one).await;
     let AgentRequest::Reserve(ReservePlan { generation, .. }) = planned else { unreachable!() };
-    let older = ReservePlan { reservation: two.reservation.clone(), generation: generation - 1 };
+    let older =
+        ReservePlan { reservation: two.reservation.clone(), generation: generation - 1, beside: false };
     let error = rig.ask(AgentRequest::Reserve(older)).await.unwrap_err();
     let wanted = Refusal::Stale { planned: generation - 1, changed: Some(generation) };
     assert_eq!((error.kind, error.refusal.as_deref()), (ErrorKind::Refused, Some(&wanted)));
@@ -284,7 +286,7 @@ async fn with_the_hypervisor_down_what_needs_it_is_unavailable_and_the_rest_work
     let rig = Rig::start(&dir);
     let spec = spec();
     rig.fake.set_down(true);
-    let plan = ReservePlan { reservation: spec.reservation.clone(), generation: 0 };
+    let plan = ReservePlan { reservation: spec.reservation.clone(), generation: 0, beside: false };
     rig.ask(AgentRequest::Reserve(plan)).await.unwrap();
     rig.ask(AgentRequest::EnsureNetwork(wanted(1))).await.unwrap();
     let define = AgentRequest::DefineInstance(Box::new(spec));

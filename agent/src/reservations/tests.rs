@@ -243,11 +243,14 @@ proptest! {
         asked in proptest::collection::vec((any::<bool>(), any_reservation()), 1..24),
     ) {
         let host = host();
-        let mut table = Table::new();
+        let mut table: BTreeMap<InstanceId, Reservation> = BTreeMap::new();
         for (release, wanted) in asked {
             if release {
                 table.remove(&wanted.instance);
-            } else if check(&host, &table, &wanted).is_ok() {
+                continue;
+            }
+            let others = table.values().filter(|r| r.instance != wanted.instance);
+            if check(&host, &others.collect::<Vec<_>>(), &wanted).is_ok() {
                 table.insert(wanted.instance, wanted);
             }
             let mut pinned: Vec<u32> = table.values().flat_map(Reservation::pinned_cpus).collect();
@@ -266,4 +269,42 @@ proptest! {
             prop_assert!(all - huge <= 14 * GIB);
         }
     }
+}
+
+#[test]
+fn of_two_places_of_one_instance_both_are_held_until_one_is_let_go_over_restarts() {
+    let (dir, reservations) = opened();
+    let old = pinned_guest(0, &[2], GIB, None);
+    let new = Reservation { instance: old.instance, ..pinned_guest(0, &[3], 2 * GIB, None) };
+    let early = reservations.reserve_beside(&host(), new.clone()).unwrap_err();
+    assert!(matches!(early, ReserveError::Malformed(_)), "{early}");
+    reservations.reserve(&host(), old.clone()).unwrap();
+    let overlap = Reservation { instance: old.instance, ..pinned_guest(0, &[2, 3], GIB, None) };
+    let taken = reservations.reserve_beside(&host(), overlap).unwrap_err();
+    assert!(matches!(taken, ReserveError::CpuTaken { cpu: 2, holder } if holder == old.instance), "{taken}");
+    assert!(reservations.reserve_beside(&host(), new.clone()).unwrap());
+    assert!(!reservations.reserve_beside(&host(), new.clone()).unwrap(), "a second time changes nothing");
+    let other = |cpus: &[u32], bytes| reservations.reserve(&host(), pinned_guest(0, cpus, bytes, None));
+    assert!(matches!(other(&[2], GIB), Err(ReserveError::CpuTaken { cpu: 2, .. })));
+    assert!(matches!(other(&[3], GIB), Err(ReserveError::CpuTaken { cpu: 3, .. })));
+
+    for (now, beside) in [(&old, &new), (&new, &old), (&new, &old), (&old, &new)] {
+        reservations.exchange(now).unwrap();
+        let again = Reservations::open(dir.path()).unwrap();
+        for table in [&reservations, &again] {
+            assert_eq!(table.get(old.instance).as_ref(), Some(now));
+            assert_eq!(table.beside(old.instance).as_ref(), Some(beside));
+            assert_eq!((table.list(), table.list_beside()), (vec![now.clone()], vec![beside.clone()]));
+        }
+    }
+    let third = Reservation { vcpus: 2, ..new.clone() };
+    assert!(matches!(reservations.exchange(&third), Err(ReserveError::NotBeside(_))));
+    assert!(reservations.release_beside(old.instance).unwrap());
+    assert!(!reservations.release_beside(old.instance).unwrap());
+    assert!(matches!(reservations.exchange(&new), Err(ReserveError::NotBeside(_))));
+    assert_eq!(reservations.list(), std::slice::from_ref(&old));
+    reservations.reserve_beside(&host(), new).unwrap();
+    assert!(reservations.release(old.instance).unwrap(), "all of it goes");
+    assert_eq!(Reservations::open(dir.path()).unwrap().list(), []);
+    assert_eq!(reservations.list_beside(), []);
 }

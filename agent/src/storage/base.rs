@@ -124,7 +124,7 @@ fn fill(image: &Path, entry: &Path, instance: InstanceId) -> Result<(), StorageE
     made.inspect_err(|_| drop(remove_file(&growing)))
 }
 
-fn run(command: &mut Command) -> Result<(), StorageError> {
+pub(super) fn run(command: &mut Command) -> Result<(), StorageError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(io_error("run", OsStr::new(&program).as_ref()))?;
     if output.status.success() {

@@ -16,7 +16,7 @@ use crate::datapath::worker::{CopyOrder, Options, Worker};
 use crate::hypervisor::Cancel;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use godwit_protocol::error::ErrorKind;
+use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::host::PoolReport;
 use godwit_protocol::id::{HostId, ImageId, InstanceId};
 use godwit_protocol::image::DiskFormat;
@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 pub use super::folder::{PARTIAL, partial};
 
 /// How long a small call may take: a server that restarts is back within this.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long mounting may take; it may begin while the server starts.
 const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
@@ -45,6 +45,8 @@ pub struct InstancePaths {
     pub folder: PathBuf,
     /// Its disk.
     pub disk: PathBuf,
+    /// Its disk as it was before it was made larger, while it is not decided which of them stays.
+    pub old_disk: PathBuf,
     /// Its config drive.
     pub config_drive: PathBuf,
     /// Its serial console's log.
@@ -59,6 +61,7 @@ impl InstancePaths {
         let folder = pool.join("instances").join(instance.to_string());
         Self {
             disk: folder.join("disk"),
+            old_disk: folder.join("disk-old"),
             config_drive: folder.join("config.iso"),
             console: folder.join("console.log"),
             lease: folder.join("lease"),
@@ -72,7 +75,7 @@ impl InstancePaths {
     }
 
     /// Every name that may be in the folder.
-    pub(super) fn all(&self) -> [PathBuf; 9] {
+    pub(super) fn all(&self) -> [PathBuf; 12] {
         [
             self.base(DiskFormat::Raw),
             self.base(DiskFormat::Qcow2),
@@ -80,6 +83,9 @@ impl InstancePaths {
             self.disk.clone(),
             partial(&self.disk),
             journal(&self.disk),
+            self.old_disk.clone(),
+            partial(&self.old_disk),
+            journal(&self.old_disk),
             self.config_drive.clone(),
             partial(&self.config_drive),
             self.console.clone(),
@@ -124,7 +130,7 @@ pub struct Pool {
     path: PathBuf,
     policy: PoolPolicy,
     reach: Reach,
-    worker: Worker,
+    pub(super) worker: Worker,
     /// What was last seen of it.
     pub(super) watched: Watched,
     /// One mounts at a time; when that failed last.
@@ -283,7 +289,7 @@ impl Pool {
     }
 
     /// Does one thing in the folder, as part of an instance's life.
-    fn touch(&self, deadline: Duration, ask: Ask) -> Result<Told, StorageError> {
+    pub(super) fn touch(&self, deadline: Duration, ask: Ask) -> Result<Told, StorageError> {
         self.watched.touched();
         self.reach(deadline, ask)
     }
@@ -368,7 +374,9 @@ impl Pool {
                 options: Options { expect, ..Options::default() },
             };
             let mut report = |done_bytes, total_bytes| progress(Progress::Copy { done_bytes, total_bytes });
-            self.worker.copy(&order, &mut report, cancel).map_err(|error| self.explain(error, request))
+            self.worker
+                .copy(&order, &mut report, cancel)
+                .map_err(|error| self.explain(error, request.size_bytes))
         });
         match &copied {
             Ok(report) => self.count(report),
@@ -439,7 +447,7 @@ impl Pool {
         self.touch(PATIENCE, Ask::Lease { instance, call: LeaseCall::HandOver(from, to) }).map(drop)
     }
 
-    fn count(&self, report: &CopyReport) {
+    pub(super) fn count(&self, report: &CopyReport) {
         let method = [report.method.as_str()];
         self.copies.with_label_values(&method).inc();
         self.copied_bytes.with_label_values(&method).inc_by(report.data_bytes);
@@ -454,14 +462,12 @@ impl Pool {
     }
 
     /// A worker's "no space", with figures.
-    fn explain(&self, error: godwit_protocol::error::RequestError, request: &DiskRequest) -> StorageError {
+    pub(super) fn explain(&self, error: RequestError, need_bytes: u64) -> StorageError {
         if error.kind != ErrorKind::NoSpace {
             return StorageError::Worker(error);
         }
         match self.free_bytes() {
-            Ok(have_bytes) => {
-                StorageError::NoSpace { pool: self.path.clone(), need_bytes: request.size_bytes, have_bytes }
-            }
+            Ok(have_bytes) => StorageError::NoSpace { pool: self.path.clone(), need_bytes, have_bytes },
             Err(_) => StorageError::Worker(error),
         }
     }

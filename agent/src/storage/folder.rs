@@ -3,13 +3,14 @@
 
 use super::lease::{self, LeaseCall};
 use super::mount::{self, Share};
-use super::{InstancePaths, StorageError, base, io_error};
+use super::{InstancePaths, StorageError, base, grow, io_error};
 use crate::datapath::copy::journal;
 use crate::datapath::digests::{self, Digests};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use godwit_protocol::id::{ImageId, InstanceId};
 use godwit_protocol::image::DiskFormat;
+use godwit_protocol::request::GrowRequest;
 use nix::sys::statvfs::statvfs;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -49,6 +50,14 @@ pub(super) enum Ask {
     Overlay(base::Overlay),
     /// The overlay's base, where the disk is one.
     Base(InstanceId),
+    /// Is the old disk kept already? If not, is there a disk to be kept?
+    BeginGrowth(InstanceId),
+    /// Make the disk larger.
+    Grow(GrowRequest),
+    /// The old disk takes the disk's place again.
+    RestoreDisk(InstanceId),
+    /// The old disk goes.
+    DropOldDisk(InstanceId),
     /// Remove the instance's folder.
     Delete(InstanceId),
     /// Write the config drive, base64.
@@ -64,7 +73,7 @@ pub(super) enum Ask {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Told {
     Done,
-    /// To [`Ask::Mount`] and [`Ask::BeginDisk`]: it was there already. To [`Ask::Unmount`]: it is gone.
+    /// To [`Ask::Mount`], [`Ask::BeginDisk`] and [`Ask::BeginGrowth`]: it was there already. To [`Ask::Unmount`]: it is gone.
     Already(bool),
     /// To [`Ask::BeginDisk`]: the disk can be made. The image's digests must be compared, whatever that costs: they are
     /// not about the file as it is now.
@@ -103,6 +112,10 @@ pub(super) fn act(pool: &Path, ask: &Ask) -> Result<Told, StorageError> {
         Ask::AbandonDisk { instance, cancelled } => abandon_disk(&paths(instance), *cancelled).map(done),
         Ask::Overlay(overlay) => base::overlay(pool, overlay).map(done),
         Ask::Base(instance) => base::of(&paths(instance)).map(Told::Base),
+        Ask::BeginGrowth(instance) => grow::begin(&paths(instance)).map(Told::Already),
+        Ask::Grow(request) => grow::grow(&paths(&request.instance), request).map(done),
+        Ask::RestoreDisk(instance) => grow::restore(&paths(instance)).map(done),
+        Ask::DropOldDisk(instance) => grow::drop_old(&paths(instance)).map(done),
         Ask::Delete(instance) => delete(&paths(instance)).map(done),
         Ask::ConfigDrive { instance, image } => {
             let image = STANDARD.decode(image).map_err(|e| StorageError::Invalid(e.to_string()))?;

@@ -110,6 +110,7 @@ fn empty_report(host: HostId) -> HostReport {
         inventory,
         instances: Vec::new(),
         reservations: Vec::new(),
+        beside: Vec::new(),
         drifts: Vec::new(),
         networks: Vec::new(),
     }

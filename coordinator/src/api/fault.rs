@@ -122,6 +122,16 @@ fn compute_key(status: StatusCode) -> &'static str {
     }
 }
 
+/// What clients call an action.
+fn compute_action(action: &str) -> &str {
+    match action {
+        "live_migrate" => "os-migrateLive",
+        "confirm_resize" => "confirmResize",
+        "revert_resize" => "revertResize",
+        other => other,
+    }
+}
+
 fn network_type(status: StatusCode) -> &'static str {
     match status.as_u16() {
         400 => "BadRequest",
@@ -147,7 +157,7 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let status = match &error {
             Error::NotFound { .. } => StatusCode::NOT_FOUND,
-            Error::Conflict(_) | Error::Exhausted(_) => StatusCode::CONFLICT,
+            Error::Conflict(_) | Error::State { .. } | Error::Exhausted(_) => StatusCode::CONFLICT,
             Error::Invalid(_) => StatusCode::BAD_REQUEST,
             Error::Forbidden(_) => StatusCode::FORBIDDEN,
             Error::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -160,6 +170,14 @@ impl From<Error> for Fault {
         let fault = Self::new(status, error.to_string());
         match error {
             Error::NotFound { noun, .. } => fault.named(format!("{noun}NotFound")),
+            Error::State { action, instance, status: state } => {
+                let action = compute_action(action);
+                let state = state.name();
+                Self::new(
+                    status,
+                    format!("Cannot '{action}' instance {instance} while it is in vm_state {state}"),
+                )
+            }
             _ => fault,
         }
     }

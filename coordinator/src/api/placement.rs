@@ -6,12 +6,14 @@ use crate::api::microversion::{Microversion, PLACEMENT_MAX};
 use crate::app::{App, Shared};
 use crate::fleet::Fleet;
 use crate::fleet::host::Host;
-use crate::fleet::instance::Instance;
+use crate::fleet::instance::{Flavor, Instance};
+use crate::fleet::migration::{Migration, MigrationKind};
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::Json;
 use axum::routing::get;
-use godwit_protocol::id::{HostId, InstanceId};
+use godwit_protocol::id::{HostId, InstanceId, MigrationId};
+use godwit_protocol::reservation::Reservation;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -96,21 +98,41 @@ fn totals(host: &Host) -> (Amounts, Amounts) {
 
 /// What an instance holds: its reservation where there is one.
 fn held(instance: &Instance) -> Amounts {
-    let pinned = instance.reservation.as_ref().map_or(0, |r| r.pinned_cpus().count() as u64);
-    let dedicated = instance
-        .reservation
-        .as_ref()
-        .map_or(0, |r| r.cells.iter().map(|cell| cell.pinning.len() as u64).sum::<u64>());
-    let memory = instance.reservation.as_ref().map_or(instance.flavor.memory_mib, |r| r.memory_bytes / MIB);
-    let shared = u64::from(instance.flavor.vcpus).saturating_sub(dedicated);
-    let all = [shared, pinned, memory, instance.disk_bytes.div_ceil(GIB)];
+    amounts(&instance.flavor, instance.disk_bytes, instance.reservation.as_ref())
+}
+
+fn amounts(flavor: &Flavor, disk_bytes: u64, reservation: Option<&Reservation>) -> Amounts {
+    let pinned = reservation.map_or(0, |r| r.pinned_cpus().count() as u64);
+    let dedicated =
+        reservation.map_or(0, |r| r.cells.iter().map(|cell| cell.pinning.len() as u64).sum::<u64>());
+    let memory = reservation.map_or(flavor.memory_mib, |r| r.memory_bytes / MIB);
+    let shared = u64::from(flavor.vcpus).saturating_sub(dedicated);
+    let all = [shared, pinned, memory, disk_bytes.div_ceil(GIB)];
     CLASSES.into_iter().zip(all).filter(|(_, amount)| *amount > 0).collect()
 }
 
-/// Instances with something on a host: those that are there, and those on their way.
-fn holders(fleet: &Fleet, host: HostId) -> Vec<&Instance> {
-    let arrives = |i: &Instance| fleet.running_migration(i.id).is_some_and(|m| m.target == Some(host));
-    fleet.instances.values().filter(|i| i.host == Some(host) || arrives(i)).collect()
+/// What a resize holds beside its instance, and where: as in Nova, its migration is the consumer of that. The disk lies
+/// on the pool once and is the instance's.
+fn held_by_resize(migration: &Migration) -> Option<(HostId, Amounts)> {
+    let resize = migration.resize.as_ref().filter(|_| migration.status.is_running())?;
+    let (host, shape, reservation) = match migration.switched_at {
+        Some(_) => (migration.source, &resize.old, Some(&resize.old_reservation)),
+        None => (migration.target?, &resize.new, migration.reservation.as_ref()),
+    };
+    Some((host, amounts(&shape.flavor, 0, reservation)))
+}
+
+/// Consumers with something on a host: instances that are there, those on their way, and resizes.
+fn holders(fleet: &Fleet, host: HostId) -> Vec<(String, Amounts)> {
+    let arrives = |i: &Instance| {
+        let migration = fleet.running_migration(i.id).filter(|m| m.kind == MigrationKind::Live);
+        migration.is_some_and(|m| m.target == Some(host))
+    };
+    let instances = fleet.instances.values().filter(|i| i.host == Some(host) || arrives(i));
+    let resizes = fleet.migrations.values().filter_map(|m| Some((m.id, held_by_resize(m)?)));
+    let resizes = resizes.filter(|(_, (on, _))| *on == host);
+    let resizes = resizes.map(|(id, (_, amounts))| (id.to_string(), amounts));
+    instances.map(|i| (i.id.to_string(), held(i))).chain(resizes).collect()
 }
 
 fn find<'a>(fleet: &'a Fleet, id: &str) -> Answer<&'a Host> {
@@ -198,7 +220,7 @@ async fn usages(State(app): State<Shared>, caller: Caller, Path(id): Path<String
     app.ledger.read(|fleet| {
         let host = find(fleet, &id)?;
         let mut sums: Amounts = totals(host).0.into_keys().map(|class| (class, 0)).collect();
-        for (class, amount) in holders(fleet, host.id).into_iter().flat_map(held) {
+        for (class, amount) in holders(fleet, host.id).into_iter().flat_map(|(_, held)| held) {
             *sums.entry(class).or_default() += amount;
         }
         Ok(Json(json!({ "resource_provider_generation": generation(fleet, host), "usages": sums })))
@@ -216,7 +238,7 @@ async fn provider_allocations(
         let host = find(fleet, &id)?;
         let allocations: Map<String, Value> = holders(fleet, host.id)
             .into_iter()
-            .map(|i| (i.id.to_string(), json!({ "resources": held(i) })))
+            .map(|(consumer, held)| (consumer, json!({ "resources": held })))
             .collect();
         Ok(Json(json!({
             "resource_provider_generation": generation(fleet, host),
@@ -225,7 +247,7 @@ async fn provider_allocations(
     })
 }
 
-/// GET /allocations/{instance}: empty for an instance that holds nothing, and for one that is not.
+/// GET /allocations/{consumer}, an instance or a resize: empty for one that holds nothing, and for one that is not.
 async fn allocations(
     State(app): State<Shared>,
     caller: Caller,
@@ -237,11 +259,19 @@ async fn allocations(
         let instance = id.parse().ok().and_then(|id: InstanceId| fleet.instances.get(&id));
         let mut allocations = Map::new();
         if let Some(instance) = instance {
-            let target = fleet.running_migration(instance.id).and_then(|m| m.target);
+            let live = fleet.running_migration(instance.id).filter(|m| m.kind == MigrationKind::Live);
+            let target = live.and_then(|m| m.target);
             for host in instance.host.into_iter().chain(target).filter_map(|id| fleet.hosts.get(&id)) {
                 let held = json!({ "generation": generation(fleet, host), "resources": held(instance) });
                 allocations.insert(host.id.to_string(), held);
             }
+        }
+        let resize = id.parse().ok().and_then(|id: MigrationId| fleet.migrations.get(&id));
+        if let Some((host, held)) = resize.and_then(held_by_resize)
+            && let Some(host) = fleet.hosts.get(&host)
+        {
+            let held = json!({ "generation": generation(fleet, host), "resources": held });
+            allocations.insert(host.id.to_string(), held);
         }
         let mut view = json!({ "allocations": allocations });
         if let Some(instance) = instance.filter(|i| version.at_least(12) && i.host.is_some()) {

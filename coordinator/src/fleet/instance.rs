@@ -65,6 +65,8 @@ pub enum InstanceStatus {
     Paused,
     /// It is switched off.
     Stopped,
+    /// It has another flavor or host, and what it had is held until that is confirmed or reverted.
+    Resized,
     /// It could not be made, or is not what it should be; the fault says why.
     Error,
 }
@@ -77,6 +79,7 @@ impl InstanceStatus {
             Self::Active => "active",
             Self::Paused => "paused",
             Self::Stopped => "stopped",
+            Self::Resized => "resized",
             Self::Error => "error",
         }
     }
@@ -108,6 +111,16 @@ pub enum Task {
     Resuming,
     /// It moves to another host.
     Migrating,
+    /// A place is looked for, for what it is to be.
+    ResizePreparing,
+    /// It is switched off and leaves.
+    ResizeMigrating,
+    /// It has left; its networks are built.
+    ResizeMigrated,
+    /// It is defined and started as what it is to be.
+    ResizeFinishing,
+    /// It goes back to what it was.
+    ResizeReverting,
     /// It is being deleted.
     Deleting,
 }

@@ -31,6 +31,26 @@ pub enum Verb {
         /// The migration's record.
         migration: MigrationId,
     },
+    /// Move it while it is switched off.
+    MigrateInstance {
+        /// The migration's record.
+        migration: MigrationId,
+    },
+    /// Give it another flavor.
+    ResizeInstance {
+        /// The migration's record.
+        migration: MigrationId,
+    },
+    /// Let go of what it was before.
+    ConfirmResize {
+        /// The migration's record.
+        migration: MigrationId,
+    },
+    /// Make it what it was before.
+    RevertResize {
+        /// The migration's record.
+        migration: MigrationId,
+    },
 }
 
 impl Verb {
@@ -44,6 +64,10 @@ impl Verb {
             Self::RebootInstance { .. } => "reboot_instance",
             Self::PauseInstance { .. } => "pause_instance",
             Self::LiveMigrate { .. } => "live_migrate",
+            Self::MigrateInstance { .. } => "migrate_instance",
+            Self::ResizeInstance { .. } => "resize_instance",
+            Self::ConfirmResize { .. } => "confirm_resize",
+            Self::RevertResize { .. } => "revert_resize",
         }
     }
 }

@@ -38,11 +38,15 @@ fn held_by_instance(instance: &Instance) -> Option<(HostId, &Reservation)> {
     instance.host.zip(instance.reservation.as_ref())
 }
 
-/// What a migration holds: on its target until the instance's record has moved there, and then on its source.
+/// What a migration holds beside the instance: on its target until the instance's record has moved there, and then on
+/// its source, which for a resize is what it goes back to.
 fn held_by_migration(migration: &Migration) -> Option<(HostId, &Reservation)> {
     let running = migration.status.is_running().then_some(migration)?;
-    let host = if running.switched_at.is_some() { Some(running.source) } else { running.target };
-    host.zip(running.reservation.as_ref())
+    let left = running.resize.as_ref().map(|resize| &resize.old_reservation);
+    match running.switched_at {
+        Some(_) => Some(running.source).zip(left.or(running.reservation.as_ref())),
+        None => running.target.zip(running.reservation.as_ref()),
+    }
 }
 
 impl Touched {

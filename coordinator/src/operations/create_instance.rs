@@ -255,7 +255,7 @@ async fn reserve(context: &Context) -> Result<(), StepError> {
                 Ok((vec![placed.into()], (host, reservation, generation(fleet, host))))
             })
             .await?;
-        let verdict = hold(context, host, reservation, generation, &mut stale).await?;
+        let verdict = hold(context, host, reservation, (generation, false), &mut stale).await?;
         if verdict == Verdict::Held {
             return Ok(());
         }

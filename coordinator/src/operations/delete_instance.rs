@@ -1,10 +1,12 @@
-//! Delete an instance: domain, disk, ports, reservation, record. It only goes forward; while its host is silent
+//! Delete an instance: domain, disk, ports, reservations, record. It only goes forward; while its host is silent
 //! it waits, and a host that is removed from the fleet has nothing left to clean.
 
+use super::resize_instance::pending;
 use super::{Context, StepError, journal, spawn};
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::instance::{Instance, Task};
+use crate::fleet::migration::{Migration, MigrationStatus};
 use crate::fleet::network::Port;
 use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
@@ -80,7 +82,13 @@ pub(super) async fn run(context: &Context, step: usize) -> Result<(), StepError>
         ("domain", Some(host)) => context.insist(host, AgentRequest::RemoveInstance(instance.id)).await,
         ("disk", Some(host)) => context.insist(host, AgentRequest::DeleteDisk(instance.id)).await,
         ("ports", _) => release_ports(context).await,
-        ("reservation", Some(host)) => context.insist(host, AgentRequest::Release(instance.id)).await,
+        ("reservation", host) => {
+            let left = context.app.ledger.read(|fleet| pending(fleet, instance.id).map(|m| m.source));
+            for host in host.into_iter().chain(left) {
+                context.insist(host, AgentRequest::Release(instance.id)).await?;
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
@@ -125,5 +133,9 @@ fn set_free(port: &Port) -> Change {
 
 /// The record goes, and what is told of its migrations stays.
 pub(super) fn finish(fleet: &Fleet, operation: &Operation, _: Option<&StepError>) -> Vec<Change> {
-    fleet.instances.get(&operation.instance).map(Change::gone).into_iter().collect()
+    // A resize that nobody has decided about is decided by this.
+    let status = MigrationStatus::Confirmed;
+    let decided = pending(fleet, operation.instance)
+        .map(|m| Migration { status, updated_at: now(), ..m.clone() }.into());
+    decided.into_iter().chain(fleet.instances.get(&operation.instance).map(Change::gone)).collect()
 }

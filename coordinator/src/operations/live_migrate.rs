@@ -7,7 +7,7 @@ use super::{Context, StepError, create_instance, idle, journal, place, spawn};
 use crate::app::{App, Shared};
 use crate::error::Error;
 use crate::fleet::instance::{Instance, InstanceStatus, Task};
-use crate::fleet::migration::{Migration, MigrationStatus};
+use crate::fleet::migration::{Migration, MigrationKind, MigrationStatus};
 use crate::fleet::network::Port;
 use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
@@ -42,11 +42,7 @@ pub async fn request(
             let instance = idle(fleet, id)?;
             let source = match (instance.status, instance.host) {
                 (InstanceStatus::Active | InstanceStatus::Paused, Some(host)) => host,
-                (status, _) => {
-                    return Err(Error::Conflict(format!(
-                        "Cannot live-migrate instance {id} while it is {status:?}; it must run."
-                    )));
-                }
+                (status, _) => return Err(Error::state("live_migrate", instance.id, status)),
             };
             if let Some(target) = wanted_target {
                 let target = fleet.hosts.get(&target).ok_or_else(|| Error::not_found("Host", target))?;
@@ -58,7 +54,9 @@ pub async fn request(
             let at = now();
             let migration = Migration {
                 id: MigrationId::random(),
-                number: 1 + fleet.migrations.values().map(|m| m.number).max().unwrap_or(0),
+                number: next_number(fleet),
+                kind: MigrationKind::Live,
+                resize: None,
                 instance: id,
                 project: instance.project,
                 user,
@@ -207,7 +205,7 @@ async fn reserve(context: &Context, id: MigrationId) -> Result<(), StepError> {
                 Ok((vec![placed.into()], (target, reservation, generation(fleet, target))))
             })
             .await?;
-        let verdict = hold(context, target, reservation, generation, &mut stale).await?;
+        let verdict = hold(context, target, reservation, (generation, false), &mut stale).await?;
         if verdict == Verdict::Held {
             return Ok(());
         }
@@ -237,7 +235,10 @@ async fn prepare(context: &Context, id: MigrationId) -> Result<(), StepError> {
 }
 
 /// Says of the instance's ports where they will be; returns their networks.
-async fn plug_in(context: &Context, target_host: Option<HostId>) -> Result<BTreeSet<NetworkId>, StepError> {
+pub(super) async fn plug_in(
+    context: &Context,
+    target_host: Option<HostId>,
+) -> Result<BTreeSet<NetworkId>, StepError> {
     context
         .change(|fleet| {
             let ports = fleet.ports_of(context.instance);
@@ -346,19 +347,24 @@ async fn release(context: &Context, id: MigrationId) -> Result<(), StepError> {
     Ok(())
 }
 
-fn in_fleet(fleet: &Fleet, id: MigrationId) -> Result<&Migration, StepError> {
+/// The number of the next migration.
+pub(super) fn next_number(fleet: &Fleet) -> u64 {
+    1 + fleet.migrations.values().map(|m| m.number).max().unwrap_or(0)
+}
+
+pub(super) fn in_fleet(fleet: &Fleet, id: MigrationId) -> Result<&Migration, StepError> {
     Ok(fleet.migrations.get(&id).ok_or_else(|| Error::not_found("Migration", id))?)
 }
 
-fn record(context: &Context, id: MigrationId) -> Result<Migration, StepError> {
+pub(super) fn record(context: &Context, id: MigrationId) -> Result<Migration, StepError> {
     context.app.ledger.read(|fleet| in_fleet(fleet, id).cloned())
 }
 
-fn target(migration: &Migration) -> Result<HostId, StepError> {
+pub(super) fn target(migration: &Migration) -> Result<HostId, StepError> {
     migration.target.ok_or_else(|| Error::Conflict("The migration has no target.".into()).into())
 }
 
-async fn update(
+pub(super) async fn update(
     context: &Context,
     id: MigrationId,
     change: impl FnOnce(&mut Migration),

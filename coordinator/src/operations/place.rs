@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::fleet::instance::{Instance, NicRequest};
+use crate::fleet::instance::{Instance, InstanceStatus, NicRequest};
 use crate::fleet::network::Segment;
 use crate::fleet::{Fleet, Time};
 use crate::ledger::now;
@@ -26,18 +26,26 @@ pub struct Wish<'a> {
     not: &'a [HostId],
     /// Where it runs while it is placed: a running guest finds the same processor again.
     runs_on: Option<HostId>,
+    /// It has a place and looks for another.
+    moves: bool,
 }
 
 impl<'a> Wish<'a> {
     /// An instance, on `only` when the user named it, and on none of `not`.
     pub fn of(instance: &'a Instance, only: Option<HostId>, not: &'a [HostId]) -> Self {
-        Self { instance, only, not, runs_on: None }
+        Self { instance, only, not, runs_on: None, moves: false }
     }
 
     /// The same for an instance that runs on a host and moves without a stop.
     #[must_use]
     pub fn running_on(self, host: HostId) -> Self {
-        Self { runs_on: Some(host), ..self }
+        Self { runs_on: Some(host), moves: true, ..self }
+    }
+
+    /// The same for an instance that moves switched off.
+    #[must_use]
+    pub fn moving(self) -> Self {
+        Self { moves: true, ..self }
     }
 
     fn allows(&self, host: HostId) -> bool {
@@ -122,7 +130,9 @@ pub fn changes(
     among: impl IntoIterator<Item = HostId>,
     allowed: impl Fn(&HostView) -> bool,
 ) -> Vec<Change> {
-    let idle = |instance: &&Instance| fleet.running_operation(instance.id).is_none();
+    let idle = |instance: &&Instance| {
+        instance.status != InstanceStatus::Resized && fleet.running_operation(instance.id).is_none()
+    };
     let on = |host| {
         fleet.instances_on(host).map(move |(instance, reservation)| Movable {
             instance: instance.id,
@@ -159,7 +169,7 @@ fn terms(fleet: &Fleet, wish: &Wish<'_>) -> Terms {
     };
     let hints = &instance.hints;
     // What it must be beside, it was put beside; when it moves on, that is no reason to stay.
-    let beside = (wish.runs_on.is_none() && !hints.same_host.is_empty()).then(|| hosts(&hints.same_host));
+    let beside = (!wish.moves && !hints.same_host.is_empty()).then(|| hosts(&hints.same_host));
     let networks = instance.nics.iter().filter_map(|nic| match nic {
         NicRequest::Network(network, _) => Some(*network),
         NicRequest::Port(port) => fleet.ports.get(port).map(|port| port.network),

@@ -1,12 +1,11 @@
 //! Start, stop, reboot, pause: one step each. A failure leaves the domain as it is and is told by the operation.
 
-use super::{Context, StepError, idle, journal, spawn};
+use super::{Context, StepError, create_instance, idle, journal, spawn};
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::instance::{Instance, InstanceStatus, Task};
 use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
-use crate::l2;
 use crate::ledger::now;
 use godwit_protocol::id::{HostId, InstanceId};
 use godwit_protocol::instance::InstanceState;
@@ -18,7 +17,7 @@ pub(super) const REBOOT: &[&str] = &["reboot"];
 pub(super) const PAUSE: &[&str] = &["pause"];
 
 /// How long a guest may take to shut down before it is switched off, in milliseconds.
-const GRACE_MS: u64 = 60_000;
+pub(super) const GRACE_MS: u64 = 60_000;
 
 /// Starts an instance that is off.
 ///
@@ -75,11 +74,8 @@ async fn request(
         .change(|fleet| {
             let instance = idle(fleet, id)?;
             if !from.contains(&instance.status) {
-                return Err(Error::Conflict(format!(
-                    "Cannot {} instance {id} while it is {:?}.",
-                    verb.name().trim_end_matches("_instance"),
-                    instance.status
-                )));
+                let action = verb.name().trim_end_matches("_instance");
+                return Err(Error::state(action, id, instance.status));
             }
             let busy = Instance { task: Some(task), updated_at: now(), ..instance.clone() };
             let operation = journal(verb, id);
@@ -93,13 +89,7 @@ async fn request(
 pub(super) async fn run_start(context: &Context) -> Result<(), StepError> {
     let host = host(context)?;
     // The host may have lost its devices to a power cut since the instance ran last.
-    let networks = context
-        .app
-        .ledger
-        .read(|fleet| fleet.ports_of(context.instance).into_iter().map(|p| p.network).collect::<Vec<_>>());
-    for network in networks {
-        l2::ensure(&context.app, host, network).await.map_err(|e| context.host_error(host, e))?;
-    }
+    create_instance::build_networks(context, host).await?;
     context.ask(host, AgentRequest::StartInstance(context.instance)).await.map(drop)
 }
 

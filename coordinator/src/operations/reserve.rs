@@ -27,7 +27,8 @@ pub(super) fn generation(fleet: &Fleet, host: HostId) -> u64 {
     fleet.observed.get(&host).and_then(|o| o.report.as_ref()).map_or(0, |report| report.generation)
 }
 
-/// Asks `host` to hold `reservation`, planned from its report of `generation`. `stale` counts how often plans of
+/// Asks `host` to hold `reservation`, planned from its report of `generation`, beside what the instance holds there
+/// already if it is told so. `stale` counts how often plans of
 /// this step have been out of date.
 ///
 /// # Errors
@@ -36,10 +37,10 @@ pub(super) async fn hold(
     context: &Context,
     host: HostId,
     reservation: Reservation,
-    generation: u64,
+    (generation, beside): (u64, bool),
     stale: &mut usize,
 ) -> Result<Verdict, StepError> {
-    let plan = ReservePlan { reservation, generation };
+    let plan = ReservePlan { reservation, generation, beside };
     let error = match context.ask(host, AgentRequest::Reserve(plan)).await {
         Ok(_) => return Ok(Verdict::Held),
         Err(StepError::Host { error, .. }) if error.kind == ErrorKind::Refused => error,

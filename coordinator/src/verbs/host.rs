@@ -3,7 +3,7 @@
 use super::{Decision, check_text};
 use crate::error::Error;
 use crate::fleet::host::{Drain, Host};
-use crate::fleet::migration::Migration;
+use crate::fleet::migration::{Migration, MigrationStatus};
 use crate::fleet::network::Port;
 use crate::fleet::{Change, Fleet, Time};
 use godwit_protocol::id::{HostId, InstanceId, UserId};
@@ -63,7 +63,14 @@ pub fn remove(fleet: &Fleet, id: HostId, lost: bool) -> Decision<()> {
     }
     let moving = |m: &&Migration| m.status.is_running() && (m.source == id || m.target == Some(id));
     if let Some(migration) = fleet.migrations.values().filter(|_| !lost).find(moving) {
-        return conflict(format!("Host {name} takes part in migration {}; wait for it.", migration.number));
+        let number = migration.number;
+        return conflict(match migration.status {
+            MigrationStatus::Finished => format!(
+                "Host {name} holds what server {} was before its resize (migration {number}); confirm or revert that.",
+                migration.instance
+            ),
+            _ => format!("Host {name} takes part in migration {number}; wait for it."),
+        });
     }
     let bound =
         |p: &&Port| (p.host == Some(id) || p.target_host == Some(id)) && !p.instance.is_some_and(going);

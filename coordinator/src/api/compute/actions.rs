@@ -1,6 +1,6 @@
 //! POST /servers/{id}/action: one action a body.
 
-use super::create::{self, find_host};
+use super::create::{self, find_flavor, find_host};
 use super::servers::{changeable, visible};
 use super::{Asked, not_built};
 use crate::api::attributes::Attributes;
@@ -8,7 +8,8 @@ use crate::api::context::Body;
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
 use crate::ledger::now;
-use crate::operations::{live_migrate, power};
+use crate::operations::resize_instance::{self, Wanted};
+use crate::operations::{confirm_resize, live_migrate, power, revert_resize};
 use crate::verbs::port::{self, PortUpdate};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -20,13 +21,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Actions that the API knows and Godwit does not do, and what to do instead.
-const NOT_BUILT: [(&str, &str); 26] = [
+const NOT_BUILT: [(&str, &str); 22] = [
     ("createImage", "Stop the server and copy its data, or build the image elsewhere and upload it."),
     ("createBackup", "Stop the server and copy its data."),
-    ("migrate", "Use live migration: os-migrateLive."),
-    ("resize", "Create a server of the other flavor."),
-    ("confirmResize", "Nothing is ever resized."),
-    ("revertResize", "Nothing is ever resized."),
     ("rebuild", "Delete the server and create it again."),
     ("rescue", "Read its console log, or reboot it."),
     ("unrescue", "Nothing is ever rescued."),
@@ -68,6 +65,13 @@ pub(super) async fn act(
         "pause" => power::pause(&app, id, true).await?,
         "unpause" => power::pause(&app, id, false).await?,
         "reboot" => power::reboot(&app, id, is_hard(argument)?).await?,
+        "resize" => resize(&app, &asked, id, argument).await?,
+        "migrate" => migrate(&app, &asked, id, argument).await?,
+        "confirmResize" => {
+            confirm_resize::request(&app, id).await?;
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        "revertResize" => revert_resize::request(&app, id).await?,
         "os-migrateLive" => migrate_live(&app, &asked, id, argument).await?,
         "os-getConsoleOutput" => return console(&app, &asked, id, argument).await,
         "addSecurityGroup" => regroup(&app, &asked, id, argument, true).await?,
@@ -126,6 +130,38 @@ fn is_hard(argument: Value) -> Answer<bool> {
         "SOFT" => Ok(false),
         _ => Err(Fault::bad_request(format!("Invalid reboot type '{kind}': it is HARD or SOFT."))),
     }
+}
+
+async fn resize(app: &Shared, asked: &Asked, id: InstanceId, argument: Value) -> Answer<()> {
+    let mut a = Attributes::of(argument, "resize")?;
+    let flavor = a.required_text("flavorRef")?;
+    a.inert("OS-DCF:diskConfig", &[json!("MANUAL")])?;
+    a.finish()?;
+    let flavor = app.ledger.read(|fleet| find_flavor(fleet, &asked.caller, &flavor).cloned())?;
+    resize_instance::request(app, id, Wanted::Flavor(flavor), asked.caller.user).await?;
+    Ok(())
+}
+
+/// A cold migration.
+async fn migrate(app: &Shared, asked: &Asked, id: InstanceId, argument: Value) -> Answer<()> {
+    asked.caller.require_admin()?;
+    let host = match argument {
+        Value::Null => None,
+        argument if asked.since(56) => {
+            let mut a = Attributes::of(argument, "migrate")?;
+            if !a.has("host") {
+                return Err(Fault::bad_request("'host' is a required property."));
+            }
+            let host = a.text("host")?;
+            a.finish()?;
+            host
+        }
+        // Before, whatever stands there means nothing.
+        _ => None,
+    };
+    let target = host.map(|name| app.ledger.read(|fleet| find_host(fleet, &name))).transpose()?;
+    resize_instance::request(app, id, Wanted::Host(target), asked.caller.user).await?;
+    Ok(())
 }
 
 async fn migrate_live(app: &Shared, asked: &Asked, id: InstanceId, argument: Value) -> Answer<()> {

@@ -457,7 +457,11 @@ fn find_image<'a>(fleet: &'a Fleet, caller: &Caller, id: &str) -> Answer<&'a Ima
     })
 }
 
-fn find_flavor<'a>(fleet: &'a Fleet, caller: &Caller, id: &str) -> Answer<&'a Flavor> {
+/// The flavor of that id, if the caller may use it.
+///
+/// # Errors
+/// 400: the id is part of a request, not of a path.
+pub(super) fn find_flavor<'a>(fleet: &'a Fleet, caller: &Caller, id: &str) -> Answer<&'a Flavor> {
     let found = fleet.flavors.get(id).filter(|flavor| flavor.public || caller.is_admin());
     found.ok_or_else(|| {
         Fault::bad_request(format!("Flavor {id} could not be found: flavorRef must be a flavor's id."))

@@ -24,6 +24,10 @@ fn action(verb: Verb) -> &'static str {
         Verb::PauseInstance { paused: true } => "pause",
         Verb::PauseInstance { paused: false } => "unpause",
         Verb::LiveMigrate { .. } => "live-migration",
+        Verb::MigrateInstance { .. } => "migrate",
+        Verb::ResizeInstance { .. } => "resize",
+        Verb::ConfirmResize { .. } => "confirmResize",
+        Verb::RevertResize { .. } => "revertResize",
     }
 }
 

@@ -1,4 +1,4 @@
-//! Live migrations: those that run on one server, and the history of all.
+//! Migrations: the live one that runs on one server, and the history of all, cold ones and resizes included.
 
 use super::page::Page;
 use super::servers::{changeable, point, visible};
@@ -8,7 +8,8 @@ use crate::api::context::{Body, Params};
 use crate::api::fault::{Answer, Fault};
 use crate::app::{App, Shared};
 use crate::fleet::Fleet;
-use crate::fleet::migration::{Migration, MigrationStatus};
+use crate::fleet::instance::Flavor;
+use crate::fleet::migration::{Migration, MigrationKind, MigrationStatus};
 use crate::operations::live_migrate;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -35,14 +36,37 @@ const FILTERS: [&str; 13] = [
 ];
 
 fn status(migration: &Migration) -> &'static str {
+    let live = migration.kind == MigrationKind::Live;
     match migration.status {
         MigrationStatus::Queued => "queued",
-        MigrationStatus::Preparing => "preparing",
-        MigrationStatus::Running => "running",
+        MigrationStatus::Preparing if live => "preparing",
+        MigrationStatus::Preparing => "pre-migrating",
+        MigrationStatus::Running if live => "running",
+        MigrationStatus::Running if migration.switched_at.is_none() => "migrating",
+        MigrationStatus::Running => "post-migrating",
+        MigrationStatus::Finished => "finished",
+        MigrationStatus::Confirming => "confirming",
+        MigrationStatus::Confirmed => "confirmed",
+        MigrationStatus::Reverting => "reverting",
+        MigrationStatus::Reverted => "reverted",
         MigrationStatus::Completed => "completed",
-        MigrationStatus::Failed => "error",
-        MigrationStatus::Cancelled => "cancelled",
+        // Nova has no word for a resize that a deletion has stopped.
+        MigrationStatus::Cancelled if live => "cancelled",
+        MigrationStatus::Failed | MigrationStatus::Cancelled => "error",
     }
+}
+
+fn kind(migration: &Migration) -> &'static str {
+    match migration.kind {
+        MigrationKind::Live => "live-migration",
+        MigrationKind::Cold => "migration",
+        MigrationKind::Resize => "resize",
+    }
+}
+
+/// A flavor by its id: a number where it is one, as Nova has numbers here.
+fn flavor_id(flavor: &Flavor) -> Value {
+    flavor.id.parse::<u64>().map_or_else(|_| flavor.id.clone().into(), Value::from)
 }
 
 /// What both kinds of views tell.
@@ -94,11 +118,11 @@ fn of_server(app: &App, fleet: &Fleet, asked: &Asked, m: &Migration) -> Value {
 fn of_history(fleet: &Fleet, asked: &Asked, m: &Migration) -> Value {
     let mut view = common(fleet, asked, m);
     view["instance_uuid"] = json!(m.instance);
-    view["old_instance_type_id"] = Value::Null;
-    view["new_instance_type_id"] = Value::Null;
+    view["old_instance_type_id"] = json!(m.resize.as_ref().map(|r| flavor_id(&r.old.flavor)));
+    view["new_instance_type_id"] = json!(m.resize.as_ref().map(|r| flavor_id(&r.new.flavor)));
     if asked.since(23) {
-        view["migration_type"] = "live-migration".into();
-        if m.status.is_running() {
+        view["migration_type"] = kind(m).into();
+        if runs_live(m) {
             let path = format!("servers/{}/migrations/{}", m.instance, m.number);
             view["links"] = json!([
                 { "rel": "self", "href": asked.links.to(&format!("/compute/v2.1/{path}")) },
@@ -109,11 +133,16 @@ fn of_history(fleet: &Fleet, asked: &Asked, m: &Migration) -> Value {
     view
 }
 
+/// Whether it is one of those that a server shows as its own while they run: live ones only.
+fn runs_live(migration: &Migration) -> bool {
+    migration.kind == MigrationKind::Live && migration.status.is_running()
+}
+
 /// The running migration of a path.
 fn running<'a>(fleet: &'a Fleet, asked: &Asked, id: &str, number: &str) -> Answer<&'a Migration> {
     let instance = visible(fleet, asked, id)?.id;
     let mut all = fleet.migrations.values().filter(|m| m.instance == instance);
-    let found = all.find(|m| m.number.to_string() == number && m.status.is_running());
+    let found = all.find(|m| m.number.to_string() == number && runs_live(m));
     found.ok_or_else(|| {
         Fault::new(
             StatusCode::NOT_FOUND,
@@ -132,7 +161,10 @@ pub(super) async fn list(
     asked.caller.require_admin()?;
     app.ledger.read(|fleet| {
         let instance = visible(fleet, &asked, &id)?.id;
-        let running = fleet.running_migration(instance).map(|m| of_server(&app, fleet, &asked, m));
+        let running = fleet
+            .running_migration(instance)
+            .filter(|m| runs_live(m))
+            .map(|m| of_server(&app, fleet, &asked, m));
         Ok(Json(json!({ "migrations": running.into_iter().collect::<Vec<_>>() })))
     })
 }
@@ -209,7 +241,7 @@ pub(super) async fn list_all(State(app): State<Shared>, asked: Asked, params: Pa
                 && is("status", status(m))
                 && is("source_compute", named(Some(m.source)))
                 && is("instance_uuid", &m.instance.to_string())
-                && is("migration_type", "live-migration")
+                && is("migration_type", kind(m))
                 && is("user_id", &m.user.to_string())
                 && is("project_id", &m.project.to_string())
                 && since.is_none_or(|t| m.updated_at >= t)

@@ -129,8 +129,19 @@ fn filter(asked: &Asked, key: &str, value: &str) -> Answer<Filter> {
     })
 }
 
-const STATUSES: [&str; 8] =
-    ["ACTIVE", "BUILD", "ERROR", "HARD_REBOOT", "MIGRATING", "PAUSED", "REBOOT", "SHUTOFF"];
+const STATUSES: [&str; 11] = [
+    "ACTIVE",
+    "BUILD",
+    "ERROR",
+    "HARD_REBOOT",
+    "MIGRATING",
+    "PAUSED",
+    "REBOOT",
+    "RESIZE",
+    "REVERT_RESIZE",
+    "SHUTOFF",
+    "VERIFY_RESIZE",
+];
 
 /// The servers of a list request, in order.
 fn select(fleet: &Fleet, asked: &Asked, params: &Params) -> Answer<Page<Instance>> {

@@ -4,13 +4,14 @@
 mod fields;
 mod groups;
 mod requests;
+mod resizes;
 
 use crate::api::testing::{Answer, Api, As};
 use crate::error::Error;
 use crate::fleet::host::Host;
 use crate::fleet::image::{Image, ImageStatus, Visibility};
 use crate::fleet::instance::{Flavor, Instance, InstanceStatus};
-use crate::fleet::migration::{Migration, MigrationStatus};
+use crate::fleet::migration::{Migration, MigrationKind, MigrationStatus};
 use crate::fleet::network::{FixedIp, Network, Port, Subnet};
 use crate::fleet::operation::{Operation, Phase, Verb};
 use crate::fleet::{Change, Time};
@@ -280,6 +281,8 @@ impl Scene {
         Migration {
             id: MigrationId::random(),
             number,
+            kind: MigrationKind::Live,
+            resize: None,
             instance: self.instance,
             project: self.api.admin.1,
             user: self.api.admin.0,

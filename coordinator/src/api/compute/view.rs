@@ -50,10 +50,20 @@ pub(super) fn status(instance: &Instance) -> &'static str {
         (_, Some(Task::Resetting)) => "HARD_REBOOT",
         (_, Some(Task::Rebooting)) => "REBOOT",
         (InstanceStatus::Active | InstanceStatus::Paused, Some(Task::Migrating)) => "MIGRATING",
+        (_, Some(Task::ResizeReverting)) => "REVERT_RESIZE",
+        (InstanceStatus::Resized, _) => "VERIFY_RESIZE",
+        (_, Some(task)) if is_resizing(task) => "RESIZE",
         (InstanceStatus::Active, _) => "ACTIVE",
         (InstanceStatus::Paused, _) => "PAUSED",
         (InstanceStatus::Stopped, _) => "SHUTOFF",
     }
+}
+
+fn is_resizing(task: Task) -> bool {
+    matches!(
+        task,
+        Task::ResizePreparing | Task::ResizeMigrating | Task::ResizeMigrated | Task::ResizeFinishing
+    )
 }
 
 /// The state of the machine apart from what is being done with it.
@@ -63,6 +73,7 @@ pub(super) fn vm_state(instance: &Instance) -> &'static str {
         InstanceStatus::Active => "active",
         InstanceStatus::Paused => "paused",
         InstanceStatus::Stopped => "stopped",
+        InstanceStatus::Resized => "resized",
         InstanceStatus::Error => "error",
     }
 }
@@ -81,6 +92,11 @@ pub(super) fn task_state(instance: &Instance) -> Option<&'static str> {
         Task::Pausing => "pausing",
         Task::Resuming => "unpausing",
         Task::Migrating => "migrating",
+        Task::ResizePreparing => "resize_prep",
+        Task::ResizeMigrating => "resize_migrating",
+        Task::ResizeMigrated => "resize_migrated",
+        Task::ResizeFinishing => "resize_finish",
+        Task::ResizeReverting => "resize_reverting",
         Task::Deleting => "deleting",
     })
 }
@@ -201,7 +217,7 @@ pub(super) fn server(app: &App, fleet: &Fleet, asked: &Asked, instance: &Instanc
         "OS-DCF:diskConfig": "MANUAL",
     });
     let mut set = |key: &str, value: Value| view[key] = value;
-    if matches!(status, "ACTIVE" | "BUILD" | "MIGRATING") {
+    if matches!(status, "ACTIVE" | "BUILD" | "MIGRATING" | "RESIZE" | "VERIFY_RESIZE") {
         set("progress", percent(app, instance).into());
     }
     if let Some(fault) = fault(asked, fleet, instance) {

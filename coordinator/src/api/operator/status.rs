@@ -30,7 +30,7 @@ pub(super) async fn show(State(app): State<Shared>, caller: Caller) -> Answer<Js
             "images": fleet.images.len(),
             "networks": fleet.networks.len(),
             "operations_running": fleet.operations.values().filter(|o| o.is_running()).count(),
-            "migrations_running": fleet.migrations.values().filter(|m| m.status.is_running()).count(),
+            "migrations_running": fleet.migrations.values().filter(|m| m.is_moving()).count(),
             "hosts": hosts,
         })
     })))

@@ -120,6 +120,7 @@ async fn what_a_host_says_is_elsewhere_is_listed_and_a_problem() {
         inventory: inventory("h1", 2),
         instances: vec![],
         reservations: vec![],
+        beside: vec![],
         drifts: vec![drift.clone()],
         networks: vec![],
     };
@@ -162,6 +163,7 @@ async fn an_inventory_that_contradicts_itself_is_refused_and_the_one_before_stay
             inventory,
             instances: vec![],
             reservations: vec![],
+            beside: vec![],
             drifts: vec![],
             networks: vec![],
         };

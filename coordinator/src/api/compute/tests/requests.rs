@@ -5,7 +5,7 @@ use crate::fleet::instance::{Fault, NicRequest, Task};
 use serde_json::json;
 
 /// The compute fault's key, code and text.
-fn fault(answer: &Answer) -> (u16, String) {
+pub(super) fn fault(answer: &Answer) -> (u16, String) {
     let body = answer.json();
     let inner = body.as_object().and_then(|map| map.values().next()).cloned().unwrap_or_default();
     assert_eq!(inner["code"], answer.status.as_u16(), "{}", answer.text());
@@ -257,6 +257,10 @@ async fn a_server_s_state_is_told_in_nova_s_words() {
         (InstanceStatus::Paused, None, "PAUSED", json!(null)),
         (InstanceStatus::Stopped, Some(Task::Starting), "SHUTOFF", json!("powering-on")),
         (InstanceStatus::Active, Some(Task::Deleting), "ACTIVE", json!("deleting")),
+        (InstanceStatus::Stopped, Some(Task::ResizeMigrating), "RESIZE", json!("resize_migrating")),
+        (InstanceStatus::Resized, None, "VERIFY_RESIZE", json!(null)),
+        (InstanceStatus::Resized, Some(Task::ResizeReverting), "REVERT_RESIZE", json!("resize_reverting")),
+        (InstanceStatus::Stopped, Some(Task::ResizeReverting), "REVERT_RESIZE", json!("resize_reverting")),
     ] {
         scene.apply(vec![Instance { status: state, task, ..scene.an_instance() }.into()]).await;
         let shown = scene.get(87, &path).await;
@@ -280,7 +284,7 @@ async fn an_action_that_is_not_built_says_so_and_one_that_is_not_known_too() {
     let scene = Scene::new().await;
     let path = format!("/servers/{}/action", scene.instance);
     for (body, code, part) in [
-        (json!({ "resize": { "flavorRef": "2" } }), 501, "Create a server"),
+        (json!({ "rebuild": { "imageRef": "2" } }), 501, "create it again"),
         (json!({ "createImage": { "name": "x" } }), 501, "not supported"),
         (json!({ "dance": null }), 400, "dance"),
         (json!({ "os-start": null, "os-stop": null }), 400, "one action"),
