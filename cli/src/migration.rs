@@ -32,6 +32,7 @@ pub(crate) enum Command {
 const COLUMNS: &[Column] = &[
     ("id", |migration| cell(&migration["id"])),
     ("server", |migration| cell(&migration["instance_uuid"])),
+    ("kind", |migration| cell(&migration["migration_type"])),
     ("status", |migration| cell(&migration["status"])),
     ("source", |migration| cell(&migration["source_compute"])),
     ("target", |migration| cell(&migration["dest_compute"])),
@@ -44,7 +45,7 @@ const COLUMNS: &[Column] = &[
 pub(crate) enum Ending {
     /// The server is on the target.
     Completed,
-    /// It was stopped on request.
+    /// It was stopped, or reverted, on request.
     Cancelled,
     /// Anything else.
     Failed,
@@ -87,8 +88,8 @@ impl Command {
 /// The ending, in Nova's words for it; none while the migration goes on.
 pub(crate) fn ending(migration: &Value) -> Option<Ending> {
     match migration["status"].as_str()? {
-        "completed" | "done" | "finished" => Some(Ending::Completed),
-        "cancelled" => Some(Ending::Cancelled),
+        "completed" | "done" | "finished" | "confirmed" => Some(Ending::Completed),
+        "cancelled" | "reverted" => Some(Ending::Cancelled),
         "error" | "failed" => Some(Ending::Failed),
         _ => None,
     }

@@ -2,6 +2,7 @@
 
 mod create;
 mod migrate;
+mod resize;
 
 use crate::error::{Error, Result};
 use crate::output::{Column, Format, cell};
@@ -70,8 +71,10 @@ pub(crate) enum Command {
         #[arg(long, value_name = "COUNT")]
         lines: Option<u32>,
     },
-    /// Move a running server to another host without stopping it
+    /// Move a server to another host without stopping it, or with --cold switched off
     Migrate(migrate::Migrate),
+    /// Give a server another flavor, perhaps on another host; to be confirmed or reverted afterwards
+    Resize(resize::Resize),
 }
 
 /// Options of commands that can wait for the end.
@@ -135,14 +138,14 @@ impl Command {
             Command::Show { server } => app.output.object(&SERVER.find(&app.session, &server)?, ROWS, "id"),
             Command::Delete { servers, waiting } => delete(app, &servers, &waiting),
             Command::Stop { server, waiting } => {
-                act(app, &server, &json!({"os-stop": null}), "SHUTOFF", "stopping", &waiting)
+                act(app, &server, &json!({"os-stop": null}), &["SHUTOFF"], "stopping", &waiting)
             }
             Command::Start { server, waiting } => {
-                act(app, &server, &json!({"os-start": null}), "ACTIVE", "starting", &waiting)
+                act(app, &server, &json!({"os-start": null}), &["ACTIVE"], "starting", &waiting)
             }
             Command::Reboot { server, hard, waiting } => {
                 let kind = if hard { "HARD" } else { "SOFT" };
-                act(app, &server, &json!({"reboot": {"type": kind}}), "ACTIVE", "rebooting", &waiting)
+                act(app, &server, &json!({"reboot": {"type": kind}}), &["ACTIVE"], "rebooting", &waiting)
             }
             Command::Console { server, lines } => {
                 let server = SERVER.find_id(&app.session, &server)?;
@@ -159,6 +162,7 @@ impl Command {
                 }
             }
             Command::Migrate(migrate) => migrate.run(app),
+            Command::Resize(resize) => resize.run(app),
         }
     }
 }
@@ -198,7 +202,7 @@ fn wait_gone(app: &App, server: &Value, timeout: Duration) -> Result<()> {
     })
 }
 
-fn act(app: &App, name: &str, action: &Value, wanted: &str, doing: &str, waiting: &Waiting) -> Result<()> {
+fn act(app: &App, name: &str, action: &Value, wanted: &[&str], doing: &str, waiting: &Waiting) -> Result<()> {
     let server = SERVER.find(&app.session, name)?;
     let id = id(&server)?;
     app.session.post(Service::Compute, &format!("/servers/{id}/action"), action)?;
@@ -212,9 +216,11 @@ fn act(app: &App, name: &str, action: &Value, wanted: &str, doing: &str, waiting
 /// A server that has come to rest elsewhere for this long is not on its way any more.
 const AT_REST: Duration = Duration::from_secs(5);
 
-/// Waits until the server has `wanted` as its status and nothing more to do.
-fn wait_status(app: &App, server: &Value, wanted: &str, doing: &str, timeout: Duration) -> Result<Value> {
+/// Waits until the server has one of `wanted` as its status and nothing more to do.
+fn wait_status(app: &App, server: &Value, wanted: &[&str], doing: &str, timeout: Duration) -> Result<Value> {
     let id = id(server)?;
+    let right = |status: &Value| wanted.iter().any(|wanted| status == wanted);
+    let wanted = wanted.join(" or ");
     let what = format!("server {} becomes {wanted}", title(server));
     let bar = app.progress.spinner(&format!("{doing} {}", title(server)));
     let mut resting_since: Option<Instant> = None;
@@ -224,7 +230,7 @@ fn wait_status(app: &App, server: &Value, wanted: &str, doing: &str, timeout: Du
             resting_since = None;
         } else if server["status"] == "ERROR" {
             return Err(failed(&server, "failed"));
-        } else if server["status"] == wanted {
+        } else if right(&server["status"]) {
             return Ok(Look::Done(server));
         } else if matches!(server["status"].as_str(), Some("ACTIVE" | "SHUTOFF" | "PAUSED"))
             && resting_since.get_or_insert_with(Instant::now).elapsed() >= AT_REST

@@ -2,6 +2,7 @@
 
 use crate::fleet::{Fleet, KILL, guests, reservations};
 use godwit_tests::lab::Host;
+use serde_json::Value;
 
 /// The marker that a crash point leaves, as its daemon names it.
 fn marker(point: &str) -> String {
@@ -74,6 +75,14 @@ impl Fleet {
         }
     }
 }
+
+/// The end of each step of an operation, when its effect is there and not yet noted.
+fn ends(operation: &str, steps: &[&str]) -> Vec<String> {
+    steps.iter().map(|step| format!("{operation}.{step}:after")).collect()
+}
+
+/// The steps of a resize, in order.
+const RESIZE: [&str; 8] = ["reserve", "stop", "leave", "disk", "network", "switch", "define", "start"];
 
 fn restart(host: &Host, point: Option<&str>) {
     host.kill_agent(KILL).expect("the agent is killed");
@@ -176,5 +185,96 @@ fn agents_killed_at_each_request_of_a_migration_have_the_server_on_one_host() {
     assert_eq!(migration["status"], "completed", "{migration:#}");
     fleet.godwit(&["server", "migrate", "one", "--wait"]);
     fleet.settle("one");
+    fleet.clean();
+}
+
+impl Fleet {
+    /// A server "it" that runs on h1, has booted and fits only on h2 with flavor "two".
+    fn create_pinned(&self) {
+        self.upload_linux();
+        self.create_pinned_flavors();
+        let words = ["server", "create", "it", "--flavor", "one", "--image", "linux", "--network", "blue"];
+        self.godwit(&[&words[..], &["--host", "h1"]].concat());
+        self.wait_for_status("it", "ACTIVE");
+        self.wait_for_boots("it", 1);
+    }
+
+    /// The size of its disk's file, in bytes.
+    fn disk_bytes(&self, server: &Value) -> u64 {
+        let id = server["id"].as_str().expect("has one");
+        let folder = self.lab.pool().join("instances").join(id);
+        assert!(!folder.join("disk-old").exists(), "the old disk is left");
+        std::fs::metadata(folder.join("disk")).expect("is there").len()
+    }
+
+    fn try_godwit(&self, words: &[&str]) {
+        let _ = self.lab.coordinator().cli_output(words).expect("godwit runs");
+    }
+}
+
+#[test]
+fn a_coordinator_killed_at_each_step_of_a_resize_and_of_its_end_has_the_server_whole_on_one_host() {
+    let fleet = Fleet::start(2);
+    fleet.create_pinned();
+    let before = fleet.disk_bytes(&fleet.server("it").expect("is there"));
+    let resize = || fleet.try_godwit(&["server", "resize", "it", "--flavor", "two"]);
+    fleet.coordinator_dies_at(&sides("resize_instance", &RESIZE), resize);
+    let server = fleet.wait_for_status("it", "VERIFY_RESIZE");
+    fleet.check_guest_on(&server, fleet.host(2));
+    let steps = ["stop", "disk", "switch", "network", "define", "start", "release"];
+    fleet.coordinator_dies_at(&ends("revert_resize", &steps), || {
+        fleet.try_godwit(&["server", "resize", "revert", "it"]);
+    });
+    let server = fleet.wait_for_status("it", "ACTIVE");
+    assert_eq!(server["OS-EXT-SRV-ATTR:host"], "h1");
+    fleet.check_home(&server);
+    assert_eq!(fleet.disk_bytes(&server), before);
+
+    // Its disk is away, so what has been done is undone, and it cannot be started again either.
+    let id = server["id"].as_str().expect("has one");
+    let disk = fleet.lab.pool().join("instances").join(id).join("disk");
+    let away = fleet.lab.folder().join("away");
+    std::fs::rename(&disk, &away).expect("is ours");
+    let undone = ["undo_disk", "undo_leave", "undo_stop", "undo_reserve"];
+    fleet.coordinator_dies_at(&ends("resize_instance", &undone), resize);
+    let server = fleet.wait_for_status("it", "SHUTOFF");
+    std::fs::rename(&away, &disk).expect("is ours");
+    fleet.check_held_by(&server, "h1");
+    fleet.wait_for_hosts();
+    fleet.godwit(&["server", "start", "it", "--wait"]);
+
+    fleet.godwit(&["server", "migrate", "it", "--cold", "--wait"]);
+    fleet.coordinator_dies_at(&ends("confirm_resize", &["disk", "release"]), || {
+        fleet.try_godwit(&["server", "resize", "confirm", "it"]);
+    });
+    let server = fleet.wait_for_status("it", "ACTIVE");
+    assert_eq!(server["OS-EXT-SRV-ATTR:host"], "h2");
+    fleet.check_home(&server);
+    fleet.clean();
+}
+
+#[test]
+fn agents_killed_at_each_request_of_a_resize_have_the_server_whole_on_one_host() {
+    let fleet = Fleet::start(2);
+    fleet.create_pinned();
+    let (source, target) = (fleet.host(1), fleet.host(2));
+    let at = |host, requests: &[&str]| sides("agent", requests).into_iter().map(move |point| (host, point));
+    let points: Vec<(&Host, String)> = at(target, &["reserve"])
+        .chain(at(source, &["stop_instance", "remove_instance"]))
+        .chain(at(target, &["grow_disk", "ensure_network", "define_instance", "start_instance"]))
+        .collect();
+    fleet.agents_die_at(&points, || {
+        fleet.godwit(&["server", "resize", "it", "--flavor", "two"]);
+    });
+    let server = fleet.wait_for_status("it", "VERIFY_RESIZE");
+    fleet.check_guest_on(&server, target);
+    let points: Vec<(&Host, String)> =
+        at(target, &["drop_old_disk"]).chain(at(source, &["release"])).collect();
+    fleet.agents_die_at(&points, || {
+        fleet.godwit(&["server", "resize", "confirm", "it"]);
+    });
+    let server = fleet.wait_for_status("it", "ACTIVE");
+    fleet.check_home(&server);
+    fleet.disk_bytes(&server);
     fleet.clean();
 }

@@ -135,18 +135,28 @@ impl Fleet {
             let name = host.name();
             let guests = guests(host);
             assert_eq!(guests.len(), usize::from(here), "{name} runs {guests:?}, {home} should");
-            host.wait("the reservations' being right", || {
-                Ok(reservations(host).contains(&id.to_owned()) == here)
-            })
-            .unwrap_or_else(|error| panic!("{error}: {:?}", reservations(host)));
             assert_eq!(migration_sockets(host), Vec::<String>::new(), "{name}");
         }
+        self.check_held_by(server, home);
         let ports = self.godwit(&["port", "list"]);
         let mine: Vec<&Value> =
             ports.as_array().expect("is a list").iter().filter(|port| port["device_id"] == id).collect();
         assert!(mine.iter().all(|port| port["binding:host_id"] == home), "{mine:#?}");
         let disk = self.lab.pool().join("instances").join(id).join("disk");
         assert!(disk.is_file(), "{} is missing", disk.display());
+    }
+
+    /// One host holds something for a server, and no other.
+    pub(crate) fn check_held_by(&self, server: &Value, home: &str) {
+        let id = server["id"].as_str().expect("it has an id");
+        for host in self.lab.hosts() {
+            let right = || {
+                let count = reservations(host).iter().filter(|holder| *holder == id).count();
+                Ok(count == usize::from(host.name() == home))
+            };
+            host.wait("the reservations' being right", right)
+                .unwrap_or_else(|error| panic!("{error}: {:?}", reservations(host)));
+        }
     }
 
     /// A server's QEMU is on this host.

@@ -87,7 +87,7 @@ fn a_host_that_lost_its_power_shows_its_server_off_and_starts_it_again_with_its_
 }
 
 /// What the kernel lets each vCPU's thread of a guest run on.
-fn vcpu_threads(host: &Host, guest: &str) -> Vec<String> {
+pub(crate) fn vcpu_threads(host: &Host, guest: &str) -> Vec<String> {
     let (process, _) = guests(host).into_iter().find(|(_, name)| name == guest).expect("the guest runs");
     let script = format!(
         "cd /proc/{process}/task && for thread in *; do grep -q '^CPU [0-9]' $thread/comm && \
@@ -97,7 +97,7 @@ fn vcpu_threads(host: &Host, guest: &str) -> Vec<String> {
 }
 
 /// The CPUs that a host has reserved for an instance's vCPUs.
-fn reserved(host: &Host, id: &Value) -> Vec<String> {
+pub(crate) fn reserved(host: &Host, id: &Value) -> Vec<String> {
     let kept = kept_reservations(host);
     let mut all = kept.as_array().into_iter().flatten();
     let mine = all.find(|reservation| reservation["instance"] == *id);

@@ -16,6 +16,7 @@ mod metrics;
 mod migrations;
 mod network;
 mod races;
+mod resizes;
 mod storage;
 mod trust;
 mod underlay;

@@ -86,7 +86,7 @@ impl Create {
         let id = id(&SERVER.unwrap(answer))?;
         let server = SERVER.get(&app.session, &id)?;
         let server = match self.waiting.wait {
-            true => wait_status(app, &server, "ACTIVE", "creating", self.waiting.timeout())?,
+            true => wait_status(app, &server, &["ACTIVE"], "creating", self.waiting.timeout())?,
             false => server,
         };
         app.output.object(&server, ROWS, "id")

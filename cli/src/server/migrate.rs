@@ -1,6 +1,6 @@
-//! `godwit server migrate`: a live migration, watched to its end.
+//! `godwit server migrate`: a migration, live or cold, watched to its end.
 
-use super::{Waiting, fault, title};
+use super::{Waiting, fault, resize, title};
 use crate::App;
 use crate::error::{Error, Result};
 use crate::migration::{self, Ending};
@@ -20,6 +20,9 @@ pub(crate) struct Migrate {
     /// The target [default: the best that fits]
     #[arg(long)]
     host: Option<String>,
+    /// Switch it off, move it, and start it there if it ran; to be confirmed or reverted afterwards
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     waiting: Waiting,
 }
@@ -29,6 +32,11 @@ impl Migrate {
     pub(super) fn run(self, app: &App) -> Result<()> {
         let server = SERVER.find(&app.session, &self.server)?;
         let server_id = id(&server)?;
+        if self.cold {
+            // What is not asked for is not sent: older services know of no host here.
+            let action = json!({"migrate": self.host.map(|host| json!({"host": host}))});
+            return resize::change(app, &server, &action, "migrating", &self.waiting);
+        }
         let before = newest(app, &server_id)?.map_or(0, |migration| number(&migration));
         let action = json!({"os-migrateLive": {"host": self.host, "block_migration": "auto"}});
         app.session.post(Service::Compute, &format!("/servers/{server_id}/action"), &action)?;
@@ -105,7 +113,7 @@ fn show_progress(app: &App, server: &str, migration: u64, bar: &ProgressBar) {
     bar.set_position(total.saturating_sub(remaining));
 }
 
-fn newest(app: &App, server: &str) -> Result<Option<Value>> {
+pub(super) fn newest(app: &App, server: &str) -> Result<Option<Value>> {
     let migrations = MIGRATION.list(&app.session, &format!("instance_uuid={server}"))?;
     Ok(migrations.into_iter().max_by_key(number))
 }

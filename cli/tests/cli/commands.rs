@@ -7,7 +7,7 @@ pub(crate) fn ok(body: Value) -> Option<Answer> {
     Some(Answer::json(200, body))
 }
 
-fn server(status: &str, extra: Value) -> Value {
+pub(crate) fn server(status: &str, extra: Value) -> Value {
     let mut server = json!({
         "id": "s-1", "name": "web", "status": status, "OS-EXT-STS:task_state": null,
         "OS-EXT-SRV-ATTR:host": "h1", "flavor": {"original_name": "small"},

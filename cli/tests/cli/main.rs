@@ -3,4 +3,5 @@
 mod commands;
 mod exit_codes;
 mod images;
+mod resizes;
 mod support;
