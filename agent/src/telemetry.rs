@@ -25,6 +25,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TelemetryError {
+    /// The kernel cannot attach the programs. It is not asked to load them: an older verifier takes minutes over some.
+    #[error("the eBPF programs need Linux 6.6 or newer, and this is {release}")]
+    OldKernel {
+        /// As `uname -r` says it.
+        release: String,
+    },
     /// There is no BPF file system where one is expected.
     #[error("{path} is no BPF file system: mount one with `mount -t bpf bpf {path}`")]
     NoBpffs {

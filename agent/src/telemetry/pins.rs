@@ -2,10 +2,15 @@
 
 use super::TelemetryError;
 use aya::maps::{MapData, MapError, MapInfo, MapType};
+use aya::util::KernelVersion;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::utsname::uname;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// The first kernel with TCX.
+const OLDEST: KernelVersion = KernelVersion::new(6, 6, 0);
 
 /// What follows a map's pin in the pin of one that is set aside.
 const ASIDE: &str = "_aside";
@@ -65,6 +70,10 @@ impl Earlier {
 impl Pins {
     /// The folder on the BPF file system at `bpffs`, made if it is not there.
     pub(super) fn open(bpffs: &Path) -> Result<Self, TelemetryError> {
+        if KernelVersion::current().is_ok_and(|found| found < OLDEST) {
+            let release = uname().map(|names| names.release().to_string_lossy().into_owned());
+            return Err(TelemetryError::OldKernel { release: release.unwrap_or_default() });
+        }
         let mounted = statfs(bpffs).is_ok_and(|status| status.filesystem_type() == BPF_FS_MAGIC);
         if !mounted {
             return Err(TelemetryError::NoBpffs { path: bpffs.to_owned() });
