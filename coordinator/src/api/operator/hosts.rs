@@ -76,6 +76,7 @@ fn whole(fleet: &Fleet, config: &Config, host: &Host) -> Value {
             "reserved_memory_bytes": inventory.reserved_memory_bytes,
             "links": inventory.links,
             "underlay": inventory.underlay,
+            "physical_networks": inventory.physical_networks,
             "migration_address": inventory.migration_address,
             "pools": inventory.pools,
         });
