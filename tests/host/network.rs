@@ -146,7 +146,7 @@ fn guests_are_told_their_addresses_while_the_coordinator_is_down_and_entries_cha
 fn entries_changed(host: &Host, device: &str, change: impl FnOnce()) -> Vec<(bool, String)> {
     let log = "/run/fdb-monitor";
     let script = format!("exec bridge monitor fdb >{log}");
-    let mut monitor = host.spawn(&["sh", "-c", &script]).expect("bridge runs");
+    let monitor = host.spawn(&["sh", "-c", &script]).expect("bridge runs");
     host.wait("the monitor", || Ok(host.output(&["test", "-e", log])?.status.success())).expect("it runs");
     change();
     monitor.signal(KILL).expect("it is ended");

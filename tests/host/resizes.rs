@@ -119,7 +119,8 @@ fn a_guest_gets_other_pins_and_a_larger_disk_on_another_host_and_its_old_ones_ba
     assert_eq!(disk(&path).0, 1 << 30);
     assert_eq!(resized["addresses"], server["addresses"]);
     fleet.wait_for_boots("it", 2);
-    assert_eq!(fleet.godwit(&["host", "drift"]), serde_json::json!([]), "two places are no drift");
+    let agrees = || Ok(fleet.godwit(&["host", "drift"]) == serde_json::json!([]));
+    h1.wait("two places being no drift", agrees).expect("both hosts have reported since");
     let reverted = fleet.godwit(&["server", "resize", "revert", "it", "--wait"]);
     watch.finish();
     assert_eq!(reverted["status"], "ACTIVE", "{reverted:#}");

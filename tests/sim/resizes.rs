@@ -214,8 +214,9 @@ async fn a_host_that_is_lost_stops_no_confirmation_and_refuses_a_reversal_and_le
     let created = fleet.settled(id).await.unwrap();
     let source = created.host.unwrap();
     resized(&fleet, id, Wanted::Flavor(flavor(2, 2)), "before the loss").await;
-    let drifts = fleet.app.ledger.read(godwit_coordinator::drift::list);
-    assert_eq!(drifts, [], "two places of one instance are no drift");
+    // As soon as both hosts have reported since.
+    let agrees = |f: &godwit_coordinator::fleet::Fleet| godwit_coordinator::drift::list(f).is_empty();
+    fleet.until("two places of one instance are no drift", agrees).await;
     lock(&fleet.world).silent.insert(source);
     let lost = |f: &godwit_coordinator::fleet::Fleet| {
         godwit_coordinator::reconcile::liveness(f, source, 100, godwit_coordinator::ledger::now())
