@@ -9,6 +9,7 @@ mod fleet;
 mod groups;
 mod guests;
 mod images;
+mod networks;
 mod refusals;
 mod servers;
 mod stage;

@@ -26,11 +26,15 @@ pub(crate) struct Stage {
 impl Stage {
     /// A lab of `hosts` hosts, ready for servers.
     pub(crate) fn start(hosts: usize) -> Stage {
+        Stage::with(LabOptions { hosts, ..LabOptions::default() })
+    }
+
+    /// A lab like this, ready for servers.
+    pub(crate) fn with(options: LabOptions) -> Stage {
         let programs = clients();
         // A lab that a person holds, or that another checkout tests with, will end.
         let patience = Duration::from_secs(600);
-        let lab =
-            Lab::start(LabOptions { hosts, patience, ..LabOptions::default() }).expect("the lab starts");
+        let lab = Lab::start(LabOptions { patience, ..options }).expect("the lab starts");
         lab.join_all().expect("the hosts join");
         Stage { lab, programs }
     }
