@@ -6,6 +6,7 @@
 
 mod crashes;
 mod drift;
+mod events;
 mod fleet;
 mod guest;
 mod guests;
