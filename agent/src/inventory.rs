@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cpuinfo::CpuInfo;
-use godwit_protocol::host::{Cell, Cpu, PagePool};
+use godwit_protocol::host::{Cell, CoreKind, Cpu, PagePool};
 use thiserror::Error;
 use tree::{Tree, digits};
 
@@ -71,6 +71,7 @@ pub fn read_cells(root: &Path, page_kib: u64) -> Result<Vec<Cell>, InventoryErro
             .collect::<Result<Vec<_>, _>>()?,
     };
     machine.adopt_strays(&mut cells, &claimed)?;
+    forget_equal_capacities(&mut cells);
     for cell in &mut cells {
         cell.distances.retain(|node, _| !of_gpus.contains(node));
         add_ordinary_pages(cell, page_kib.max(1));
@@ -135,6 +136,8 @@ struct Machine<'r> {
     online: BTreeSet<u32>,
     /// Read only where sysfs tells of no CPU what it is.
     cpuinfo: Option<CpuInfo>,
+    /// The kinds of cores with their CPUs; empty where all are of one.
+    kinds: BTreeMap<CoreKind, BTreeSet<u32>>,
 }
 
 const CPUS: &str = "sys/devices/system/cpu";
@@ -170,7 +173,8 @@ impl<'r> Machine<'r> {
         if online.is_empty() {
             return Err(InventoryError::NoCpus { root: root.to_owned() });
         }
-        Ok(Self { tree, online, cpuinfo })
+        let kinds = core_kinds(&tree)?;
+        Ok(Self { tree, online, cpuinfo, kinds })
     }
 
     fn cpu(&self, cpu: u32) -> Result<Cpu, InventoryError> {
@@ -201,6 +205,11 @@ impl<'r> Machine<'r> {
                 .collect(),
             cluster: self.first_of(tree.set(&file("cluster_cpus_list"), &file("cluster_cpus"))?),
             l3: self.first_of(self.last_level_sharers(cpu)?),
+            kind: self.kinds.iter().find(|(_, cpus)| cpus.contains(&cpu)).map(|(kind, _)| *kind),
+            capacity: tree
+                .number(&format!("{CPUS}/cpu{cpu}/cpu_capacity"))?
+                .and_then(|c| c.try_into().ok())
+                .unwrap_or(0),
         })
     }
 
@@ -317,6 +326,27 @@ impl<'r> Machine<'r> {
             Some(_) => Ok(BTreeMap::new()),
             None => Err(self.tree.malformed(path, &text, "one distance for each node")),
         }
+    }
+}
+
+/// The kinds of cores of a hybrid machine: its kernel counts events of each by a device of its own, `cpu_core` and
+/// `cpu_atom`, where others have one, `cpu`.
+fn core_kinds(tree: &Tree<'_>) -> Result<BTreeMap<CoreKind, BTreeSet<u32>>, InventoryError> {
+    let mut kinds = BTreeMap::new();
+    for kind in CoreKind::ALL {
+        if let Some(cpus) = tree.list(&format!("sys/devices/cpu_{}/cpus", kind.name()))? {
+            kinds.insert(kind, cpus);
+        }
+    }
+    Ok(kinds)
+}
+
+/// Leaves capacities out where they tell nothing.
+fn forget_equal_capacities(cells: &mut [Cell]) {
+    let cpus = || cells.iter().flat_map(|cell| &cell.cpus);
+    let first = cpus().next().map(|cpu| cpu.capacity);
+    if cpus().all(|cpu| Some(cpu.capacity) == first) {
+        cells.iter_mut().flat_map(|cell| &mut cell.cpus).for_each(|cpu| cpu.capacity = 0);
     }
 }
 

@@ -8,7 +8,7 @@ use godwit_agent::datapath::command::CopyArgs;
 use godwit_agent::datapath::disk_stream::command::StreamCommand;
 use godwit_agent::hypervisor::chain;
 use godwit_agent::{daemon, datapath, host, inventory, join};
-use godwit_protocol::host::{Cell, Cpu};
+use godwit_protocol::host::{Cell, CoreKind, Cpu};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{IsTerminal, Read, Write};
@@ -144,6 +144,13 @@ fn show_inventory(root: &Path, json: bool) -> Result<(), Box<dyn Error>> {
             if groups.iter().any(|group| group.len() > 1) {
                 let groups: Vec<String> = groups.iter().map(|group| ranges(group)).collect();
                 writeln!(out, "  {what} {}", groups.join("  "))?;
+            }
+        }
+        for kind in CoreKind::ALL {
+            let cpus = cell.cpus.iter().filter(|cpu| cpu.kind == Some(kind)).map(|cpu| cpu.id);
+            let cpus: Vec<u32> = cpus.collect();
+            if !cpus.is_empty() {
+                writeln!(out, "  CPUs of kind {} {}", kind.name(), ranges(&cpus))?;
             }
         }
         for pool in &cell.page_pools {

@@ -100,6 +100,42 @@ pub struct Cpu {
     /// The third-level cache it shares, by the lowest CPU that does; none when it has none.
     #[serde(default)]
     pub l3: Option<u32>,
+    /// What kind of core it is of, on a host with several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<CoreKind>,
+    /// What it can do beside the fastest CPU, which has 1024; 0 where the kernel does not tell, or all are alike.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub capacity: u16,
+}
+
+fn is_zero(number: &u16) -> bool {
+    *number == 0
+}
+
+/// Kinds of cores of a hybrid processor, as the kernel calls them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CoreKind {
+    /// For performance.
+    Core,
+    /// For efficiency.
+    Atom,
+    /// For more efficiency, outside of the cores' die.
+    Lowpower,
+}
+
+impl CoreKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Core, Self::Atom, Self::Lowpower];
+
+    /// The kernel's name, behind `cpu_`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Core => "core",
+            Self::Atom => "atom",
+            Self::Lowpower => "lowpower",
+        }
+    }
 }
 
 /// Pages of one size in a cell.

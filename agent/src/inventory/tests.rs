@@ -106,12 +106,41 @@ fn huge_pages_are_not_ordinary_memory_as_well() {
         (&format!("{NODE}/node0/meminfo"), "Node 0 MemTotal:  4194304 kB\n"),
         (&pool(64), "0\n"),
         (&pool(2048), "512\n"),
+        (&format!("{NODE}/node0/hugepages/hugepages-2048kB/free_hugepages"), "500\n"),
         (&pool(1_048_576), "9\n"),
     ]);
     let cells = read(&root).unwrap();
     let pools: Vec<_> = cells[0].page_pools.iter().map(|pool| (pool.size_kib, pool.total)).collect();
     // More huge pages than memory: nothing is left, and nothing wraps round.
     assert_eq!(pools, [(4, 0), (64, 0), (2048, 512), (1_048_576, 9)]);
+    assert_eq!(cells[0].page_pools.iter().map(|pool| pool.taken).collect::<Vec<_>>(), [0, 0, 12, 0]);
+}
+
+#[test]
+fn kinds_of_cores_and_what_they_can_do_are_told_where_they_differ() {
+    let capacity = |cpu: u32| format!("{CPU}/cpu{cpu}/cpu_capacity");
+    let kinds = |root: &TempDir| {
+        let cells = read(root).unwrap();
+        cells[0].cpus.iter().map(|cpu| (cpu.kind, cpu.capacity)).collect::<Vec<_>>()
+    };
+    let intel = tree(&[
+        (&format!("{CPU}/online"), "0-2\n"),
+        ("sys/devices/cpu_core/cpus", "0-1\n"),
+        ("sys/devices/cpu_atom/cpus", "2\n"),
+        ("sys/devices/cpu_atom/type", "10\n"),
+    ]);
+    assert_eq!(
+        kinds(&intel),
+        [(Some(CoreKind::Core), 0), (Some(CoreKind::Core), 0), (Some(CoreKind::Atom), 0)]
+    );
+    let arm = tree(&[(&format!("{CPU}/online"), "0-1\n"), (&capacity(0), "446\n"), (&capacity(1), "1024\n")]);
+    assert_eq!(kinds(&arm), [(None, 446), (None, 1024)]);
+    let even =
+        tree(&[(&format!("{CPU}/online"), "0-1\n"), (&capacity(0), "1024\n"), (&capacity(1), "1024\n")]);
+    assert_eq!(kinds(&even), [(None, 0), (None, 0)]);
+    let nonsense =
+        tree(&[(&format!("{CPU}/online"), "0\n"), ("sys/devices/cpu_core/cpus", "4294967295-9\n")]);
+    assert!(read(&nonsense).unwrap_err().to_string().contains("cpu_core/cpus"));
 }
 
 #[test]
