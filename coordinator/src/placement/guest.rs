@@ -317,7 +317,7 @@ pub(super) fn check_image(specs: Specs<'_>) -> Result<(), SpecError> {
         names(&entry, PCI_NUMA_POLICIES.contains(&entry.value), SpecRule::BadPciNumaPolicy)?;
     }
     if let Some(entry) = specs.image("numa_nodes") {
-        entry.whole_number(SpecRule::BadNodeCount)?;
+        image_nodes(&entry)?;
     }
     for part in ["sockets", "cores", "threads", "max_sockets", "max_cores", "max_threads"] {
         if let Some(entry) = specs.image(&format!("cpu_{part}")) {
@@ -458,18 +458,29 @@ fn refuse_dedicated_extras(
     Ok(())
 }
 
+/// An image's number of cells; none when it is below 0, which is a number and no number of cells.
+fn image_nodes(entry: &Entry<'_>) -> Result<Option<u64>, SpecError> {
+    let text = entry.value.trim();
+    match text.strip_prefix('-').map(parse_whole) {
+        Some(Some(1..)) => Ok(None),
+        Some(None) => Err(entry.refuse(SpecRule::BadNodeCount)),
+        Some(Some(0)) => Ok(Some(0)),
+        None => entry.whole_number(SpecRule::BadNodeCount).map(Some),
+    }
+}
+
 fn node_count(specs: Specs<'_>) -> Result<Option<u64>, SpecError> {
     let entry = match specs.both("numa_nodes") {
-        (Some(flavor), Some(image)) => match image.whole_number(SpecRule::BadNodeCount)? {
-            0 => flavor,
+        (Some(flavor), Some(image)) => match image_nodes(&image)? {
+            Some(0) => flavor,
             _ => return Err(image.refuse(SpecRule::ImageOverrideForbidden)),
         },
         (None, None) => return Ok(None),
         (Some(flavor), None) => flavor,
         // An image's number is read as a number first: 02 is 2.
-        (None, Some(image)) => match image.whole_number(SpecRule::BadNodeCount)? {
-            0 => return Err(image.refuse(SpecRule::BadNodeCount)),
-            count => return Ok(Some(count)),
+        (None, Some(image)) => match image_nodes(&image)? {
+            None | Some(0) => return Err(image.refuse(SpecRule::BadNodeCount)),
+            count => return Ok(count),
         },
     };
     // Digits beyond u64 are still a whole number; no split will come out even.

@@ -131,6 +131,9 @@ fn the_image_conflicts_have_their_own_rules() {
     let dedicated = ("hw:cpu_policy", "dedicated");
     for (rule, flavor, image) in [
         (SpecRule::ImageOverrideForbidden, &[("hw:numa_nodes", "1")][..], ("hw_numa_nodes", "1")),
+        (SpecRule::ImageOverrideForbidden, &[("hw:numa_nodes", "1")], ("hw_numa_nodes", "-1")),
+        (SpecRule::BadNodeCount, &[], ("hw_numa_nodes", "-1")),
+        (SpecRule::BadCpuPolicy, &[("hw:cpu_policy", "mine")], ("hw_numa_nodes", "-1")),
         (SpecRule::PageSizeForbidden, &[], ("hw_mem_page_size", "2048")),
         (SpecRule::PageSizeForbidden, &[("hw:mem_page_size", "2048")], ("hw_mem_page_size", "2048")),
         (SpecRule::ImageCpuPolicyConflict, &[("hw:cpu_policy", "shared")], ("hw_cpu_policy", "mixed")),
