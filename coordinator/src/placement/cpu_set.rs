@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
 use thiserror::Error;
 
 /// The highest CPU number a set may hold. Eight times what Linux can be built for, so only nonsense is refused.
@@ -12,19 +13,22 @@ pub const MAX_CPU: u32 = 65_535;
 /// The last word is never zero, so equal sets are equal values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CpuSet {
-    words: Vec<u64>,
+    words: Words,
 }
+
+/// Sets of up to 256 CPUs lie in the value itself: placement makes and drops thousands of them for an answer.
+type Words = SmallVec<[u64; 4]>;
 
 impl CpuSet {
     /// The empty set.
     pub const fn new() -> Self {
-        Self { words: Vec::new() }
+        Self { words: Words::new_const() }
     }
 
     /// The set `0..count`; a count above [`MAX_CPU`] + 1 is cut there.
     pub fn first_n(count: u32) -> Self {
         let count = count.min(MAX_CPU + 1);
-        let mut words = vec![u64::MAX; (count / 64) as usize];
+        let mut words = Words::from_elem(u64::MAX, (count / 64) as usize);
         if !count.is_multiple_of(64) {
             words.push((1 << (count % 64)) - 1);
         }

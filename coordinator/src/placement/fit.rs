@@ -88,9 +88,7 @@ pub fn fit(
             matching.allow_as(twin, index);
             continue;
         }
-        for at in fitting(hosts, guest, index, limits)? {
-            matching.allow(index, at);
-        }
+        allow_fitting(&mut matching, hosts, guest, index, limits)?;
     }
     let chosen = prefer::choose(hosts, guest, &matching, order);
     let matched = chosen.iter().flatten().count();
@@ -122,19 +120,24 @@ fn place_cell(host: &Cell, guest: &Guest, index: usize, cell: &GuestCell) -> Pla
     }
 }
 
-/// The host cells (by index) that could hold guest cell `index` alone; else why the nearest of them cannot.
-fn fitting(
+/// Allows guest cell `index` the host cells that could hold it alone; else says why the nearest of them cannot.
+fn allow_fitting(
+    matching: &mut Matching,
     hosts: &[Cell],
     guest: &Guest,
     index: usize,
     limits: Option<&Limits>,
-) -> Result<Vec<usize>, FitError> {
+) -> Result<(), FitError> {
     let cell = &guest.cells[index];
-    let mut fitting = Vec::new();
+    let mut fits = false;
     let mut nearest: Option<FitError> = None;
     for (at, host) in hosts.iter().enumerate() {
         match check_cell(host, cell, guest.emulator_cpus(index), limits) {
-            Ok(()) => fitting.push(at),
+            Ok(()) => {
+                fits = true;
+                matching.allow(index, at);
+            }
+            Err(_) if fits => {}
             Err(shortfall) if nearest.as_ref().is_none_or(|best| shortfall.rule > best.shortfall.rule) => {
                 let cells = Some(CellPair { guest: index as u32, host: host.id });
                 nearest = Some(FitError { shortfall, cells });
@@ -143,8 +146,8 @@ fn fitting(
         }
     }
     match nearest {
-        Some(error) if fitting.is_empty() => Err(error),
-        _ => Ok(fitting),
+        Some(error) if !fits => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -199,33 +202,33 @@ fn check_memory(host: &Cell, guest: &GuestCell) -> Result<(), Shortfall> {
 /// The page size in KiB that serves the guest cell's request here: the largest that does.
 pub fn page_size(host: &Cell, guest: &GuestCell) -> Result<u64, Shortfall> {
     let wish = guest.page_size.unwrap_or(PageSize::Any);
-    let mut asked: Vec<&PagePool> = match wish {
-        PageSize::Kib(kib) => host.page_pools.iter().filter(|pool| pool.size_kib == kib).collect(),
-        PageSize::Small | PageSize::Large | PageSize::Any => host.page_pools.iter().collect(),
+    let smallest = host.smallest_pool().map(|pool| pool.size_kib);
+    let asked = |pool: &&PagePool| match wish {
+        PageSize::Kib(kib) => pool.size_kib == kib,
+        PageSize::Small => Some(pool.size_kib) == smallest,
+        PageSize::Large => Some(pool.size_kib) != smallest,
+        PageSize::Any => true,
     };
-    asked.sort_by_key(|pool| std::cmp::Reverse(pool.size_kib));
-    match wish {
-        PageSize::Small => drop(asked.drain(..asked.len().saturating_sub(1))),
-        PageSize::Large => drop(asked.pop()),
-        PageSize::Any | PageSize::Kib(_) => {}
+    let need = |pool: &PagePool| pool.pages_for(guest.memory_mib);
+    let pools = || host.page_pools.iter().filter(asked);
+    let serves = |pool: &&PagePool| need(pool).is_some_and(|need| need <= pool.free());
+    if let Some(pool) = pools().filter(serves).max_by_key(|pool| pool.size_kib) {
+        return Ok(pool.size_kib);
     }
-    let mut nearest = None;
-    for pool in asked {
+    // None serves: of those that came nearest, the largest.
+    let nearest = pools().max_by_key(|pool| (need(pool).is_some(), pool.size_kib));
+    let shortfall = |pool: &PagePool| {
         let pages = |count| Quantity::Pages { count, size_kib: pool.size_kib };
-        let shortfall = match pool.pages_for(guest.memory_mib) {
-            Some(need) if need <= pool.free() => return Ok(pool.size_kib),
+        match need(pool) {
             Some(need) => Shortfall::new(Rule::PagesFree, pages(need), pages(pool.free())),
             None => {
                 let need = Quantity::MemoryMib(guest.memory_mib);
                 Shortfall::new(Rule::PageAlignment, need, pages(pool.free()))
             }
-        };
-        if nearest.as_ref().is_none_or(|best: &Shortfall| shortfall.rule > best.rule) {
-            nearest = Some(shortfall);
         }
-    }
+    };
     let none = || Shortfall::new(Rule::PageSizeSupported, Quantity::PageSize(wish), Quantity::Pools(0));
-    Err(nearest.unwrap_or_else(none))
+    Err(nearest.map_or_else(none, shortfall))
 }
 
 fn check_shared_total(host: &Cell, guest: &GuestCell) -> Result<(), Shortfall> {

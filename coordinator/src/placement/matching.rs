@@ -5,20 +5,22 @@
 //! that can be matched form a matroid. So the cells taken are the best ones by that order, and there is no guest that
 //! fits and is not found.
 
+use smallvec::SmallVec;
+
 /// Guest cells that one matching takes at most.
 pub(super) const MAX_CELLS: usize = 128;
 
 /// Guest cells and the host cells that could hold them.
 pub(super) struct Matching {
     /// For each host cell, the guest cells that it could hold, one bit each.
-    guests_of: Vec<u128>,
+    guests_of: SmallVec<[u128; 8]>,
     guests: usize,
 }
 
 impl Matching {
     /// For `guests` guest cells, at most [`MAX_CELLS`], and `hosts` host cells, of which none fits yet.
     pub(super) fn new(guests: usize, hosts: usize) -> Self {
-        Self { guests_of: vec![0; hosts], guests }
+        Self { guests_of: SmallVec::from_elem(0, hosts), guests }
     }
 
     /// That the host cell could hold the guest cell.
@@ -31,6 +33,11 @@ impl Matching {
         for guests in &mut self.guests_of {
             *guests |= u128::from(*guests & (1 << twin) != 0) << guest;
         }
+    }
+
+    /// Whether the host cell could hold the guest cell.
+    pub(super) fn is_allowed(&self, guest: usize, host: usize) -> bool {
+        self.guests_of[host] & (1 << guest) != 0
     }
 
     /// Whether the host cell could hold any guest cell.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
+
 use super::cell::Cell;
 use super::cpu_set::CpuSet;
 use super::explain::{Quantity, Rule, Shortfall};
@@ -43,14 +45,15 @@ impl FreeCores {
 /// How many threads are free of each core that has any: what [`check`] needs, without a set for each core.
 pub(super) struct FreeThreads {
     pub(super) threads_per_core: u32,
-    pub(super) by_core: Vec<u32>,
+    pub(super) by_core: SmallVec<[u32; 32]>,
 }
 
 impl FreeThreads {
     pub(super) fn of(cell: &Cell) -> Self {
         let free = cell.free_cpu_count();
         let of_core = |core: &CpuSet| core.count_where(&cell.dedicated_cpus, &cell.pinned_cpus);
-        let mut by_core: Vec<u32> = cell.cores.iter().map(of_core).filter(|&threads| threads > 0).collect();
+        let mut by_core: SmallVec<[u32; 32]> =
+            cell.cores.iter().map(of_core).filter(|&threads| threads > 0).collect();
         let in_cores: u32 = by_core.iter().sum();
         match free.checked_sub(in_cores) {
             Some(lone) => by_core.extend(std::iter::repeat_n(1, lone as usize)),
@@ -66,6 +69,12 @@ impl FreeThreads {
 
     fn threads(&self) -> u32 {
         self.by_core.iter().sum()
+    }
+
+    /// vCPUs for which there is room when the same number of threads, two or more, is taken of each core.
+    pub(super) fn room_with_siblings(&self) -> u64 {
+        let room = |threads: u32| u64::from(threads) * u64::from(self.with_at_least(threads));
+        (2..=self.threads_per_core).map(room).max().unwrap_or(0)
     }
 }
 
@@ -111,11 +120,7 @@ fn check_require(free: &FreeThreads, vcpus: u32, emulator: u32) -> Result<(), Sh
             _ => Err(Shortfall::new(Rule::EmulatorCpusFree, cores(emulator), cores(0))),
         };
     }
-    // The same number of threads, two or more, is taken of each core.
-    let room = (2..=free.threads_per_core)
-        .map(|threads| u64::from(threads) * u64::from(free.with_at_least(threads)))
-        .max()
-        .unwrap_or(0);
+    let room = free.room_with_siblings();
     if room < u64::from(vcpus) {
         let need = Quantity::SiblingCpus(u64::from(vcpus));
         return Err(Shortfall::new(Rule::CpuSiblingsFree, need, Quantity::SiblingCpus(room)));
@@ -229,8 +234,13 @@ fn near_cores(
     (near, groups.concat())
 }
 
-/// How many wholly free cores the pinning breaks: takes some threads of, and leaves others.
-pub(super) fn broken_cores(cell: &Cell, pinning: &Pinning) -> u32 {
+/// How many wholly free cores [`choose`] would break, which is to take some threads of and leave others.
+pub(super) fn broken_cores(cell: &Cell, guest: &GuestCell, emulator: u32) -> u32 {
+    broken_by_count(cell, guest, emulator)
+        .unwrap_or_else(|| broken_by_choice(cell, &choose(cell, guest, emulator)))
+}
+
+fn broken_by_choice(cell: &Cell, pinning: &Pinning) -> u32 {
     let mut taken: CpuSet = pinning.pins.values().copied().collect();
     taken.extend_from(&pinning.emulator_cpus);
     taken.extend_from(&pinning.idle_cpus);
@@ -241,6 +251,52 @@ pub(super) fn broken_cores(cell: &Cell, pinning: &Pinning) -> u32 {
             && core.count_where(&cell.dedicated_cpus, &cell.pinned_cpus) == core.len()
     };
     cell.cores.iter().filter(broken).count() as u32
+}
+
+/// Threads of a core that are counted by.
+const COUNTED_THREADS: usize = 8;
+
+/// The same, as [`pack`] would choose, but counted: how many cores have how many free threads is all that matters where
+/// cores are of one size, under one cache, and no emulator wants a CPU. None elsewhere.
+fn broken_by_count(cell: &Cell, guest: &GuestCell, emulator: u32) -> Option<u32> {
+    let size =
+        cell.cores.first().map(CpuSet::len).filter(|size| (2..=COUNTED_THREADS as u32).contains(size))?;
+    if emulator > 0 || cell.caches.len() > 1 || cell.cores.iter().any(|core| core.len() != size) {
+        return None;
+    }
+    // Whole cores are taken, and their idle siblings are held.
+    let no_lone = match guest.thread_policy {
+        Some(ThreadPolicy::Isolate) => return Some(0),
+        Some(ThreadPolicy::Require) => true,
+        None | Some(ThreadPolicy::Prefer) => false,
+    };
+    let mut cores = [0_u32; COUNTED_THREADS + 1];
+    let mut in_cores = 0;
+    for core in cell.cores.iter() {
+        let free = core.count_where(&cell.dedicated_cpus, &cell.pinned_cpus);
+        cores[free as usize] += 1;
+        in_cores += free;
+    }
+    // None when cores overlap.
+    cores[1] += cell.free_cpu_count().checked_sub(in_cores)?;
+    let (mut wanted, mut broken) = (guest.dedicated.len(), 0);
+    while wanted > 0 {
+        let least = if no_lone { wanted.min(2) } else { 1 };
+        let held = |free: &u32| cores[*free as usize] > 0;
+        let whole = (least..=wanted.min(size)).rev().find(held);
+        // Of a core with fewer threads than two, `require` takes none at all.
+        let usable = |free: &u32| held(free) && (!no_lone || *free >= 2);
+        let Some(free) = whole.filter(usable).or_else(|| (least.max(1)..=size).find(usable)) else { break };
+        let mut take = free.min(wanted);
+        if no_lone && wanted - take == 1 && take > 2 {
+            take -= 1;
+        }
+        // What is left of it is too little to be taken from again.
+        cores[free as usize] -= 1;
+        broken += u32::from(free == size && take < free);
+        wanted -= take;
+    }
+    Some(broken)
 }
 
 /// Takes `count` CPUs out of the free cores: whole groups as large as fit, then part of the smallest that is
@@ -270,4 +326,55 @@ fn pack(cores: &mut [CpuSet], count: u32, no_lone: bool) -> Vec<u32> {
         chosen.extend(taken.iter());
     }
     chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::guest::CpuPolicy;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn cores_that_would_be_broken_are_counted_as_they_are_chosen(
+            size in 1..5_u32,
+            cores in 1..9_u32,
+            dedicated in any::<u64>(),
+            pinned in any::<u64>(),
+            lone in 0..3_u32,
+            vcpus in 1..9_u32,
+            policy in prop::sample::select(vec![
+                None,
+                Some(ThreadPolicy::Prefer),
+                Some(ThreadPolicy::Require),
+                Some(ThreadPolicy::Isolate),
+            ]),
+        ) {
+            let all = 0..(size * cores + lone);
+            let of = |mask: u64| all.clone().filter(|cpu| mask & (1 << cpu) != 0).collect::<CpuSet>();
+            let dedicated = of(dedicated | u64::from(policy == Some(ThreadPolicy::Isolate)).wrapping_neg());
+            let cell = Cell {
+                pinned_cpus: of(pinned).intersection(&dedicated),
+                shared_cpus: dedicated.clone(),
+                dedicated_cpus: dedicated,
+                cores: (0..cores).map(|core| (core * size..(core + 1) * size).collect()).collect(),
+                ..Cell::default()
+            };
+            let guest = GuestCell {
+                shared: CpuSet::new(),
+                dedicated: CpuSet::first_n(vcpus),
+                memory_mib: 1,
+                page_size: None,
+                cpu_policy: Some(CpuPolicy::Dedicated),
+                thread_policy: policy,
+            };
+            if check(&cell, &guest, 0).is_ok()
+                && let Some(counted) = broken_by_count(&cell, &guest, 0)
+            {
+                prop_assert_eq!(counted, broken_by_choice(&cell, &choose(&cell, &guest, 0)));
+            }
+        }
+    }
 }

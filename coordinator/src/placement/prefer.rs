@@ -29,7 +29,8 @@ pub(super) fn choose(hosts: &[Cell], guest: &Guest, matching: &Matching, order: 
     }
     let mut ranked: Vec<usize> = (0..hosts.len()).filter(|&at| matching.is_useful(at)).collect();
     if ranked.len() > 1 {
-        ranked.sort_by_cached_key(|&at| cost(hosts, at, guest, order));
+        let underlay = hosts.iter().find(|cell| cell.has_underlay);
+        ranked.sort_by_cached_key(|&at| cost(&hosts[at], underlay, matching.is_allowed(0, at), guest, order));
     }
     let first = matching.solve(ranked.iter().copied());
     if guests == 1 || first.contains(&None) || is_flat(hosts, &ranked) {
@@ -64,8 +65,8 @@ fn spread(hosts: &[Cell], chosen: &[Option<usize>]) -> u64 {
     cells.iter().map(from).sum()
 }
 
-fn cost(hosts: &[Cell], at: usize, guest: &Guest, order: Order) -> Cost {
-    let cell = &hosts[at];
+/// `fits` says whether guest cell 0 could go there.
+fn cost(cell: &Cell, underlay: Option<&Cell>, fits: bool, guest: &Guest, order: Order) -> Cost {
     let first = &guest.cells[0];
     let pins = first.pins();
     let cpus = if pins { -i64::from(cell.free_cpu_count()) } else { i64::from(cell.shared_cpus_used) };
@@ -74,21 +75,14 @@ fn cost(hosts: &[Cell], at: usize, guest: &Guest, order: Order) -> Cost {
         Order::Spread => (cpus, memory),
         Order::Pack => (-cpus, -memory),
     };
-    let underlay = hosts.iter().find(|cell| cell.has_underlay).map_or(0, |near| near.distance_to(cell.id));
+    let breaks = pins && fits && cell.threads_per_core() > 1;
     Cost {
         crowd: if pins { 0 } else { usage.0 },
-        underlay,
-        broken_cores: if pins { broken_cores(cell, guest, first) } else { 0 },
+        underlay: underlay.map_or(0, |near| near.distance_to(cell.id)),
+        broken_cores: if breaks { pinning::broken_cores(cell, first, guest.emulator_cpus(0)) } else { 0 },
         pages_left: pages_left(cell, first),
         usage,
     }
-}
-
-fn broken_cores(cell: &Cell, guest: &Guest, first: &GuestCell) -> u32 {
-    if cell.threads_per_core() < 2 || fit::check_cell(cell, first, guest.emulator_cpus(0), None).is_err() {
-        return 0;
-    }
-    pinning::broken_cores(cell, &pinning::choose(cell, first, guest.emulator_cpus(0)))
 }
 
 /// Free pages of the size taken that are left behind, when that size is not the smallest.
