@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod crashes;
+mod drains;
 mod drift;
 mod events;
 mod fleet;
