@@ -10,7 +10,8 @@ use crate::fleet::operation::Verb;
 use crate::fleet::{Fleet, Time};
 use crate::ledger::now;
 use crate::liveness::Liveness;
-use crate::operations::{live_migrate, place};
+use crate::operations::place::Sought;
+use crate::operations::{StepError, live_migrate, place};
 use crate::reconcile;
 use godwit_protocol::id::{HostId, InstanceId, UserId};
 use serde::Serialize;
@@ -97,7 +98,7 @@ fn has_place(app: &App, fleet: &Fleet, id: InstanceId, host: HostId) -> bool {
     let Some(instance) = fleet.instances.get(&id).filter(|i| i.host == Some(host)) else { return false };
     let not = [host];
     let wish = place::Wish::of(instance, None, &not).running_on(host);
-    place::fits(fleet, &app.config, &wish).unwrap_or(false)
+    place::choose(fleet, &app.config, &wish).is_ok()
 }
 
 /// What each draining host that can be asked has to do.
@@ -162,38 +163,53 @@ fn rests_until(
 }
 
 /// What is left on a draining host, the next to go first, with the reason for each instance that does not move.
-pub fn left(app: &App, id: HostId, drain: &Drain) -> Vec<Left> {
+pub async fn left(app: &App, id: HostId, drain: &Drain) -> Vec<Left> {
     let mut here: Vec<_> = app
         .ledger
         .read(|fleet| fleet.instances_on(id).map(|(i, _)| (Reverse(i.flavor.memory_mib), i.id)).collect());
     here.sort_unstable();
-    let mut searched = 0;
-    // Each instance by itself: a reason is a look at the whole fleet.
-    let left = here.into_iter().filter_map(|(_, instance)| {
-        app.ledger.read(|fleet| {
+    let (mut left, mut searched) = (Vec::with_capacity(here.len()), 0);
+    for (_, id_here) in here {
+        let found = app.ledger.read(|fleet| {
             let host = fleet.hosts.get(&id)?;
-            let instance = fleet.instances.get(&instance).filter(|i| i.host == Some(id))?;
-            let (state, reason) = standing(app, fleet, host, drain, instance, searched < MOST_REASONS);
-            searched += usize::from(state == "held");
-            Some(Left { server: instance.id, name: instance.name.clone(), state, reason })
-        })
-    });
-    left.collect()
+            let instance = fleet.instances.get(&id_here).filter(|i| i.host == Some(id))?;
+            Some((instance.name.clone(), standing(app, fleet, host, drain, instance)))
+        });
+        let Some((name, standing)) = found else { continue };
+        let (state, reason) = match standing {
+            Standing::Moving => ("moving", None),
+            Standing::Waiting => ("waiting", None),
+            Standing::Busy(with) => ("busy", Some(format!("{with} runs on it"))),
+            Standing::Held(reason) => ("held", Some(reason)),
+            Standing::NoRoom(sought) => {
+                searched += 1;
+                ("held", if searched <= MOST_REASONS { why_not(app, &sought).await } else { None })
+            }
+        };
+        left.push(Left { server: id_here, name, state, reason });
+    }
+    left
 }
 
-/// How an instance stands to leaving, and why it does not.
-fn standing(
-    app: &App,
-    fleet: &Fleet,
-    host: &Host,
-    drain: &Drain,
-    instance: &Instance,
-    with_reason: bool,
-) -> (&'static str, Option<String>) {
+async fn why_not(app: &App, sought: &Sought) -> Option<String> {
+    let refusal = place::why_not(&app.ledger, &app.config, sought).await;
+    refusal.map_or_else(|error| Some(error.to_string()), |refusal| refusal.map(|refusal| refusal.to_string()))
+}
+
+/// How an instance stands to leaving.
+enum Standing {
+    Moving,
+    Waiting,
+    Busy(&'static str),
+    Held(String),
+    NoRoom(Box<Sought>),
+}
+
+fn standing(app: &App, fleet: &Fleet, host: &Host, drain: &Drain, instance: &Instance) -> Standing {
     if let Some(operation) = fleet.running_operation(instance.id) {
         return match operation.verb {
-            Verb::LiveMigrate { .. } => ("moving", None),
-            verb => ("busy", Some(format!("{} runs on it", verb.name()))),
+            Verb::LiveMigrate { .. } => Standing::Moving,
+            verb => Standing::Busy(verb.name()),
         };
     }
     if !may_move(instance) {
@@ -204,24 +220,24 @@ fn standing(
             }
             other => format!("it is {}; only what runs moves live: start it, or delete it", other.name()),
         };
-        return ("held", Some(text));
+        return Standing::Held(text);
     }
     let state = reconcile::liveness(fleet, host.id, app.config.heartbeat_ms, now());
     if state != Liveness::Up {
-        return ("held", Some(format!("host {} is {}", host.name, state.as_str())));
+        return Standing::Held(format!("host {} is {}", host.name, state.as_str()));
     }
     let not = [host.id];
-    let wish = place::Wish::of(instance, None, &not).running_on(host.id);
-    if !place::fits(fleet, &app.config, &wish).unwrap_or(false) {
-        let reason = || place::choose(fleet, &app.config, &wish).err().map(|error| error.to_string());
-        return ("held", with_reason.then(reason).flatten());
+    match place::choose(fleet, &app.config, &place::Wish::of(instance, None, &not).running_on(host.id)) {
+        Ok(_) => {}
+        Err(StepError::NoRoom(sought)) => return Standing::NoRoom(sought),
+        Err(error) => return Standing::Held(error.to_string()),
     }
     let heartbeat = Duration::from_millis(app.config.heartbeat_ms);
     match failures(fleet, drain, host.id, instance.id).last() {
         Some(failed) if rests_until(fleet, drain, host.id, instance.id, heartbeat) > Some(now()) => {
             let why = failed.error.as_deref().unwrap_or("it was cancelled");
-            ("held", Some(format!("its migration {} came to nothing: {why}", failed.number)))
+            Standing::Held(format!("its migration {} came to nothing: {why}", failed.number))
         }
-        _ => ("waiting", None),
+        _ => Standing::Waiting,
     }
 }

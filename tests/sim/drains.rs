@@ -28,9 +28,9 @@ async fn arrives(fleet: &Fleet, id: InstanceId, host: HostId) {
 }
 
 /// Why an instance does not leave a draining host; none: it does.
-fn held(fleet: &Fleet, host: HostId, id: InstanceId) -> Option<String> {
+async fn held(fleet: &Fleet, host: HostId, id: InstanceId) -> Option<String> {
     let record = fleet.app.ledger.read(|f| f.hosts[&host].drain.clone()).unwrap();
-    let left = serde_json::to_value(drain::left(&fleet.app, host, &record)).unwrap();
+    let left = serde_json::to_value(drain::left(&fleet.app, host, &record).await).unwrap();
     let entry = left.as_array().unwrap().iter().find(|left| left["server"] == id.to_string())?;
     (entry["state"] == "held").then(|| entry["reason"].as_str().unwrap().to_owned())
 }
@@ -54,7 +54,7 @@ async fn a_draining_host_is_emptied_one_by_one_and_what_cannot_move_waits_for_th
 
     arrives(&fleet, leaving[0], target).await;
     fleet.until("the other has no place", |f| f.running_operation(leaving[1]).is_none()).await;
-    let reason = held(&fleet, source, leaving[1]).unwrap();
+    let reason = held(&fleet, source, leaving[1]).await.unwrap();
     assert!(reason.contains("cpu_dedicated_free"), "{reason}");
 
     let refused = fleet.create(2).await;

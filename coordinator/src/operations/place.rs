@@ -5,12 +5,14 @@ use crate::error::Error;
 use crate::fleet::instance::{Instance, InstanceStatus, NicRequest};
 use crate::fleet::network::Segment;
 use crate::fleet::{Fleet, Time};
-use crate::ledger::now;
+use crate::ledger::{Ledger, now};
 use crate::liveness::Liveness;
 use crate::operations::StepError;
+use crate::placement::search::place_on;
 use crate::placement::suggest::{self, Change, Movable};
 use crate::placement::{
-    Choice, GroupTerms, HostState, HostView, Limits, Placement, Processor, Request, Terms, find, place,
+    Choice, GroupTerms, HostRefusal, HostState, HostView, Limits, Processor, Refusal, Request, Terms, find,
+    place,
 };
 use crate::reconcile;
 use godwit_protocol::id::{HostId, InstanceId, NetworkId, ServerGroupId};
@@ -53,75 +55,107 @@ impl<'a> Wish<'a> {
     }
 }
 
-/// The host that takes the instance, and exactly what it holds there.
+/// The host that takes the instance, and exactly what it holds there. It costs little whatever the answer, so that it may
+/// be asked under the ledger's lock; [`why_not`] then says why there is none.
 ///
 /// # Errors
-/// [`StepError::NoPlace`] with every host's reason.
+/// [`StepError::NoRoom`] when no host takes it; what its flavor and image say breaks a rule.
 pub fn choose(fleet: &Fleet, config: &Config, wish: &Wish<'_>) -> Result<(HostId, Reservation), StepError> {
     let request = request(wish.instance)?;
     let choice = Choice { terms: terms(fleet, wish), ..choice(config) };
-    let placement = match found(fleet, config, wish, &request, &choice) {
-        Some(placement) => placement,
-        None => refused(fleet, config, &request, &choice, |host| wish.allows(host))?,
-    };
-    Ok((placement.host, placement.reservation(wish.instance.id)))
-}
-
-/// Whether there is a place now; without the reasons why not, so it costs little.
-///
-/// # Errors
-/// What its flavor and image say breaks a rule.
-pub fn fits(fleet: &Fleet, config: &Config, wish: &Wish<'_>) -> Result<bool, Error> {
-    let request = request(wish.instance)?;
-    let choice = Choice { terms: terms(fleet, wish), ..choice(config) };
-    Ok(found(fleet, config, wish, &request, &choice).is_some())
-}
-
-fn found(
-    fleet: &Fleet,
-    config: &Config,
-    wish: &Wish<'_>,
-    request: &Request,
-    choice: &Choice,
-) -> Option<Placement> {
     let allowed = |host: HostId| wish.allows(host) && is_up(fleet, config, host);
-    match wish.only.and_then(|host| fleet.roster().view(host)) {
+    let found = match wish.only.and_then(|host| fleet.roster().view(host)) {
         // Named by the user: nobody else is looked at.
-        Some(host) if allowed(host.id) => place([host], request, choice).ok(),
+        Some(host) if allowed(host.id) => place([host], &request, &choice).ok(),
         Some(_) => None,
-        None => find(fleet.roster(), request, choice, |host| allowed(host.id)),
+        None => find(fleet.roster(), &request, &choice, |host| allowed(host.id)),
+    };
+    match found {
+        Some(placement) => Ok((placement.host, placement.reservation(wish.instance.id))),
+        None => Err(StepError::NoRoom(Box::new(Sought {
+            instance: wish.instance.clone(),
+            only: wish.only,
+            not: wish.not.to_vec(),
+            runs_on: wish.runs_on,
+            moves: wish.moves,
+        }))),
     }
 }
 
-/// Every host's reason, and the smallest change that would make room.
-fn refused(
-    fleet: &Fleet,
-    config: &Config,
-    request: &Request,
-    choice: &Choice,
-    allowed: impl Fn(HostId) -> bool,
-) -> Result<Placement, StepError> {
-    let at = now();
-    let hosts = fleet.roster().views().filter(|host| allowed(host.id));
-    let hosts: Vec<Cow<'_, HostView>> = hosts.map(|host| with_state(fleet, config, host, at)).collect();
-    let mut refusal = match place(hosts.iter().map(Cow::as_ref), request, choice) {
-        Ok(placement) => return Ok(placement),
-        Err(refusal) => refusal,
-    };
-    // Under the ledger's lock: only the nearest misses are searched for an instance to move.
-    let mut nearest: Vec<_> =
-        refusal.hosts.iter().map(|host| (Reverse(host.shortfall.rule), host.host)).collect();
+/// What found no place.
+#[derive(Clone, Debug)]
+pub struct Sought {
+    instance: Instance,
+    only: Option<HostId>,
+    not: Vec<HostId>,
+    runs_on: Option<HostId>,
+    moves: bool,
+}
+
+impl Sought {
+    fn wish(&self) -> Wish<'_> {
+        Wish {
+            instance: &self.instance,
+            only: self.only,
+            not: &self.not,
+            runs_on: self.runs_on,
+            moves: self.moves,
+        }
+    }
+}
+
+/// Hosts that are looked at without letting others have the ledger: well under a millisecond.
+const AT_ONCE: usize = 128;
+
+/// Every host's reason why it does not take what found no place, and the smallest change that would make room; none: a
+/// host takes it by now. The ledger is held for a few hosts at a time, for a large fleet takes tens of milliseconds.
+///
+/// # Errors
+/// What its flavor and image say breaks a rule.
+pub async fn why_not(ledger: &Ledger, config: &Config, sought: &Sought) -> Result<Option<Refusal>, Error> {
+    let wish = sought.wish();
+    let request = request(wish.instance)?;
+    let choice = |fleet: &Fleet| Choice { terms: terms(fleet, &wish), ..choice(config) };
+    let hosts: Vec<HostId> = ledger
+        .read(|fleet| fleet.roster().views().map(|host| host.id).filter(|host| wish.allows(*host)).collect());
+    let mut refusals = Vec::with_capacity(hosts.len());
+    for hosts in hosts.chunks(AT_ONCE) {
+        let looked_at: Result<Vec<HostRefusal>, HostId> = ledger.read(|fleet| {
+            let (choice, at) = (choice(fleet), now());
+            let views = hosts.iter().filter_map(|host| fleet.roster().view(*host));
+            let look = |view| match place_on(&with_state(fleet, config, view, at), &request, &choice) {
+                Ok(placement) => Err(placement.host),
+                Err(refusal) => Ok(refusal),
+            };
+            views.map(look).collect()
+        });
+        match looked_at {
+            Ok(looked_at) => refusals.extend(looked_at),
+            Err(_) => return Ok(None),
+        }
+        tokio::task::yield_now().await;
+    }
+    // Only the nearest misses are searched for an instance to move.
+    let mut nearest: Vec<_> = refusals.iter().map(|host| (Reverse(host.shortfall.rule), host.host)).collect();
     nearest.sort_unstable();
     let among = nearest.into_iter().take(NEAREST).map(|(_, host)| host);
-    let changes = changes(fleet, config, request, choice, among, |host| allowed(host.id));
-    refusal.change = changes.first().map(ToString::to_string);
-    Err(refusal.into())
+    let change = ledger.read(|fleet| {
+        let choice = choice(fleet);
+        let allowed = |host: &HostView| wish.allows(host.id);
+        let changes = changes(fleet, config, &request, &choice, among, allowed, LOOKS);
+        changes.first().map(ToString::to_string)
+    });
+    Ok(Some(Refusal { hosts: refusals, change }))
 }
+
+/// Looks at hosts that the search for what would help may make in one go: about two milliseconds.
+const LOOKS: usize = 1000;
 
 /// Hosts that are searched for an instance to move, when somebody waits for the answer.
 const NEAREST: usize = 32;
 
-/// Changes after which a request would fit, the smallest first. An instance to move is looked for on the hosts `among`.
+/// Changes after which a request would fit, the smallest first. An instance to move is looked for on the hosts `among`;
+/// all searches together look `looks` times at a host at most.
 pub fn changes(
     fleet: &Fleet,
     config: &Config,
@@ -129,6 +163,7 @@ pub fn changes(
     choice: &Choice,
     among: impl IntoIterator<Item = HostId>,
     allowed: impl Fn(&HostView) -> bool,
+    looks: usize,
 ) -> Vec<Change> {
     let idle = |instance: &&Instance| {
         instance.status != InstanceStatus::Resized && fleet.running_operation(instance.id).is_none()
@@ -142,7 +177,7 @@ pub fn changes(
     };
     let movable: Vec<Movable<'_>> = among.into_iter().flat_map(on).collect();
     let usable = |host: &HostView| allowed(host) && is_up(fleet, config, host.id);
-    suggest::changes(fleet.roster(), request, choice, usable, movable, |id| {
+    suggest::changes(fleet.roster(), request, choice, usable, movable, looks, |id| {
         let instance = fleet.instances.get(&id).filter(idle)?;
         let wish = Wish::of(instance, None, &[]).running_on(instance.host?);
         let its = Choice { terms: terms(fleet, &wish), ..self::choice(config) };

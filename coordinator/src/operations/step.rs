@@ -1,5 +1,6 @@
 //! What a step has at hand, and how it fails.
 
+use super::place::{self, Sought};
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::instance::{Instance, Task};
@@ -23,9 +24,12 @@ pub enum StepError {
     /// The user stopped it.
     #[error("It was cancelled.")]
     Cancelled,
-    /// No host takes it.
+    /// No host takes it, and why.
     #[error("{0}")]
     NoPlace(#[from] Refusal),
+    /// No host takes it; [`super::place::why_not`] says why.
+    #[error("no host can take the instance")]
+    NoRoom(Box<Sought>),
     /// A host said no, or did not answer in time.
     #[error("Host {host}: {error}")]
     Host {
@@ -119,14 +123,20 @@ impl Context {
         decide: impl Fn(&Fleet) -> Result<(Vec<Change>, T), StepError>,
     ) -> Result<T, StepError> {
         loop {
-            match self.change(&decide).await {
-                Err(StepError::NoPlace(_)) if self.hosts_may_come() => {
-                    if self.is_cancelled() {
-                        return Err(StepError::Cancelled);
-                    }
-                    self.pause().await;
-                }
+            let sought = match self.change(&decide).await {
+                Err(StepError::NoRoom(sought)) => sought,
                 other => return other,
+            };
+            // Out of the ledger's lock: others go on meanwhile.
+            let refusal = place::why_not(&self.app.ledger, &self.app.config, &sought).await?;
+            if self.is_cancelled() {
+                return Err(StepError::Cancelled);
+            }
+            match refusal {
+                Some(refusal) if !self.hosts_may_come() => return Err(refusal.into()),
+                Some(_) => self.pause().await,
+                // A host takes it by now.
+                None => self.pause().await,
             }
         }
     }

@@ -32,8 +32,12 @@ pub(super) struct Reach {
     cpus: [u32; RANKS],
     /// Wholly free cores.
     cores: [u32; RANKS],
+    /// Dedicated CPUs that have free siblings, for guests that want no CPU without.
+    siblings: [u32; RANKS],
     /// Ordinary memory of one cell in MiB, for guests that may not overcommit it.
     cell_memory_mib: [u32; RANKS],
+    /// Memory of one cell in MiB in pages of one size that is not the smallest, for guests that take any such.
+    large_mib: [u32; RANKS],
     /// Pages of each of [`SIZES_KIB`].
     pages: [[u32; RANKS]; SIZES_KIB.len()],
 }
@@ -56,7 +60,11 @@ impl Reach {
         // A cell without free dedicated CPUs has nothing for a pinned guest cell.
         let pinnable: Vec<&Cell> = host.cells.iter().filter(|cell| cell.free_cpu_count() > 0).collect();
         reach.cpus = ranked(pinnable.iter().map(|cell| u64::from(cell.free_cpu_count())));
-        reach.cores = ranked(pinnable.iter().map(|cell| u64::from(whole_cores(cell))));
+        let threads: Vec<FreeThreads> = pinnable.iter().map(|cell| FreeThreads::of(cell)).collect();
+        let whole = |free: &FreeThreads| free.with_at_least(free.threads_per_core);
+        reach.cores = ranked(threads.iter().map(|free| u64::from(whole(free))));
+        reach.siblings = ranked(threads.iter().map(FreeThreads::room_with_siblings));
+        reach.large_mib = ranked(host.cells.iter().map(large_mib));
         reach.cell_memory_mib = ranked(pinnable.iter().map(|cell| free_memory_mib(cell)));
         for (size_kib, pages) in SIZES_KIB.into_iter().zip(&mut reach.pages) {
             *pages = ranked(host.cells.iter().map(|cell| free_pages(cell, size_kib)));
@@ -88,6 +96,10 @@ impl Reach {
         reach.cpus = ranked(pinned().map(|at| u64::from(wanted(at))));
         let isolated = |(_, cell): &(usize, &GuestCell)| cell.thread_policy == Some(ThreadPolicy::Isolate);
         reach.cores = ranked(pinned().filter(isolated).map(|(_, cell)| u64::from(cell.dedicated.len())));
+        let siblings = |(_, cell): &(usize, &GuestCell)| cell.thread_policy == Some(ThreadPolicy::Require);
+        reach.siblings = ranked(pinned().filter(siblings).map(|(_, cell)| u64::from(cell.dedicated.len())));
+        let large = guest.cells.iter().filter(|cell| cell.page_size == Some(PageSize::Large));
+        reach.large_mib = ranked(large.map(|cell| cell.memory_mib));
         reach.cell_memory_mib = ranked(ordinary(guest).filter(|cell| pins(cell)).map(|cell| cell.memory_mib));
         reach.memory_mib = ordinary(guest).map(|cell| cell.memory_mib).fold(0, u64::saturating_add);
         for (size_kib, pages) in SIZES_KIB.into_iter().zip(&mut reach.pages) {
@@ -107,6 +119,8 @@ impl Reach {
             && self.cells >= need.cells
             && ranks(&self.cpus, &need.cpus)
             && ranks(&self.cores, &need.cores)
+            && ranks(&self.siblings, &need.siblings)
+            && ranks(&self.large_mib, &need.large_mib)
             && ranks(&self.cell_memory_mib, &need.cell_memory_mib)
             && self.pages.iter().zip(&need.pages).all(|(have, need)| ranks(have, need))
     }
@@ -122,6 +136,8 @@ impl Reach {
             cells: self.cells.max(other.cells),
             cpus: ranks(&self.cpus, &other.cpus),
             cores: ranks(&self.cores, &other.cores),
+            siblings: ranks(&self.siblings, &other.siblings),
+            large_mib: ranks(&self.large_mib, &other.large_mib),
             cell_memory_mib: ranks(&self.cell_memory_mib, &other.cell_memory_mib),
             pages: std::array::from_fn(|size| ranks(&self.pages[size], &other.pages[size])),
         }
@@ -147,9 +163,11 @@ fn ranked(values: impl Iterator<Item = u64>) -> [u32; RANKS] {
     ranked
 }
 
-fn whole_cores(cell: &Cell) -> u32 {
-    let free = FreeThreads::of(cell);
-    free.with_at_least(free.threads_per_core)
+/// The most free memory in pages of one size that is not the smallest.
+fn large_mib(cell: &Cell) -> u64 {
+    let smallest = cell.smallest_pool().map(|pool| pool.size_kib);
+    let large = cell.page_pools.iter().filter(|pool| Some(pool.size_kib) != smallest);
+    large.map(|pool| pool.free().saturating_mul(pool.size_kib) / KIB_PER_MIB).max().unwrap_or(0)
 }
 
 fn free_memory_mib(cell: &Cell) -> u64 {

@@ -107,6 +107,13 @@ impl Roster {
         self.seats.iter().map(|seat| &seat.view)
     }
 
+    /// The cells of each kind of host, with nothing on them; a kind may come more than once.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = &Arc<[Cell]>> {
+        let mut last: Option<&Arc<[Cell]>> = None;
+        let kinds = self.seats.iter().map(|seat| &seat.empty);
+        kinds.filter(move |kind| last.replace(kind).is_none_or(|last| !Arc::ptr_eq(last, kind)))
+    }
+
     /// One host.
     pub fn view(&self, host: HostId) -> Option<&HostView> {
         self.at.get(&host).map(|&at| &self.seats[at].view)

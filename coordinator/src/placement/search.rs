@@ -1,5 +1,7 @@
 //! The hosts in order of preference, and the first of them that fits.
 
+use std::cell::Cell;
+
 use godwit_protocol::id::{HostId, InstanceId};
 use godwit_protocol::reservation::{Reservation, ReservedCell};
 
@@ -74,11 +76,26 @@ pub fn find(
     choice: &Choice,
     allowed: impl Fn(&HostView) -> bool,
 ) -> Option<Placement> {
+    find_within(roster, request, choice, allowed, &Cell::new(usize::MAX))
+}
+
+/// As [`find`], with so many looks at hosts at most; those that were made are taken off.
+pub(super) fn find_within(
+    roster: &Roster,
+    request: &Request,
+    choice: &Choice,
+    allowed: impl Fn(&HostView) -> bool,
+    looks: &Cell<usize>,
+) -> Option<Placement> {
     let terms = &choice.terms;
+    let look = |host: &HostView| {
+        looks.set(looks.get().saturating_sub(1));
+        place_on(host, request, choice).ok()
+    };
     let among = |hosts: &mut dyn Iterator<Item = HostId>| {
         let views = hosts.filter_map(|host| roster.view(host)).filter(|host| allowed(host));
         let ranked = ranked(views, request, choice);
-        ranked.into_iter().find_map(|host| place_on(host, request, choice).ok())
+        ranked.into_iter().take_while(|_| looks.get() > 0).find_map(look)
     };
     if let Some(hosts) = terms.only() {
         return among(&mut hosts.into_iter());
@@ -87,10 +104,13 @@ pub fn find(
     let others = terms.round(HostId(uuid::Uuid::nil()));
     terms.rounds().into_iter().find_map(|round| {
         if round == others {
-            return roster.find(request, choice, |host| {
-                let now = terms.round(host.id) == round && allowed(host);
-                if now { place_on(host, request, choice).ok() } else { None }
+            let found = roster.find(request, choice, |host| match looks.get() {
+                // Ends the search with nothing.
+                0 => Some(None),
+                _ if terms.round(host.id) == round && allowed(host) => look(host).map(Some),
+                _ => None,
             });
+            return found.flatten();
         }
         among(&mut terms.member_hosts().filter(|host| terms.round(*host) == round))
     })

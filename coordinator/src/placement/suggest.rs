@@ -1,5 +1,6 @@
 //! What would make a request fit that does not: other pages, policies or cells for it, or one instance less somewhere.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -12,7 +13,7 @@ use super::guest::{CpuPolicy, EmulatorPolicy, Guest, GuestCell, PageSize, Thread
 use super::host_view::{HostState, HostView};
 use super::request::Request;
 use super::roster::Roster;
-use super::search::{Choice, find, place_on};
+use super::search::{Choice, find_within, place_on};
 
 /// Instances that are tried out as the one to move, at most.
 const TRIALS: usize = 20_000;
@@ -103,33 +104,36 @@ pub struct Movable<'a> {
 
 /// Finds changes after which a request would fit that now does not, the smallest first: one of each kind at most.
 ///
-/// `allowed` says which hosts may be used at all. `of` tells an instance's name, needs and terms when it comes to that.
+/// `allowed` says which hosts may be used at all; `looks` is how many looks at hosts all searches together may make, so
+/// that what would help may stay unfound in a large fleet. `of` tells an instance's name, needs and terms when it comes to that.
 pub fn changes(
     roster: &Roster,
     request: &Request,
     choice: &Choice,
     allowed: impl Fn(&HostView) -> bool,
     mut movable: Vec<Movable<'_>>,
+    looks: usize,
     of: impl Fn(InstanceId) -> Option<(String, Request, Choice)>,
 ) -> Vec<Change> {
-    let fits =
-        |request: &Request| find(roster, request, choice, &allowed).map(|placement| placement.host_name);
+    let looks = &Cell::new(looks);
+    let find = |request: &Request, choice: &Choice| find_within(roster, request, choice, &allowed, looks);
+    let fits = |request: &Request| find(request, choice).map(|placement| placement.host_name);
     let mut changes = Vec::new();
     if let Some(guest) = &request.guest {
         let with = |guest: Guest| Request { guest: Some(guest), ..request.clone() };
         changes.extend(by_guest(roster, guest, |guest| fits(&with(guest))));
     }
     movable.sort_by_key(|movable| (movable.reservation.memory_bytes, movable.instance));
-    changes.extend(by_move(roster, request, choice, &allowed, &movable, of));
+    changes.extend(by_move(roster, request, choice, &allowed, &movable, looks, of));
     let enabled = roster.views().filter(|host| host.state == HostState::Disabled && allowed(host));
-    let mut enabled = enabled.map(|host| HostView { state: HostState::Up, ..host.clone() });
+    let mut enabled = enabled.take(looks.get()).map(|host| HostView { state: HostState::Up, ..host.clone() });
     changes.extend(
         enabled.find(|host| place_on(host, request, choice).is_ok()).map(|host| Change::Enable(host.name)),
     );
     if choice.terms.zone.is_some() {
         let mut anywhere = choice.clone();
         anywhere.terms.zone = None;
-        let placement = find(roster, request, &anywhere, &allowed);
+        let placement = find(request, &anywhere);
         let host = placement.and_then(|placement| roster.view(placement.host));
         changes.extend(host.map(|host| Change::Zone(host.labels.zone.clone(), host.name.clone())));
     }
@@ -176,7 +180,7 @@ fn by_guest(roster: &Roster, guest: &Guest, fits: impl Fn(Guest) -> Option<Strin
 
 /// The page sizes that the fleet holds.
 fn page_sizes(roster: &Roster) -> BTreeSet<u64> {
-    let cells = roster.views().flat_map(|host| &host.cells);
+    let cells = roster.kinds().flat_map(|kind| kind.iter());
     cells.flat_map(|cell| &cell.page_pools).filter(|pool| pool.total > 0).map(|pool| pool.size_kib).collect()
 }
 
@@ -231,6 +235,7 @@ fn by_move(
     choice: &Choice,
     allowed: &impl Fn(&HostView) -> bool,
     movable: &[Movable<'_>],
+    looks: &Cell<usize>,
     of: impl Fn(InstanceId) -> Option<(String, Request, Choice)>,
 ) -> Option<Change> {
     // Where room is not what is missing, nobody's leaving helps.
@@ -240,6 +245,10 @@ fn by_move(
     };
     let mut full: BTreeMap<HostId, bool> = BTreeMap::new();
     for movable in movable.iter().take(TRIALS) {
+        if looks.get() == 0 {
+            break;
+        }
+        looks.set(looks.get() - 1);
         let Some(host) = roster.view(movable.host) else { continue };
         if !*full.entry(host.id).or_insert_with(|| allowed(host) && short_of_room(host)) {
             continue;
@@ -251,7 +260,7 @@ fn by_move(
         }
         let Some((name, needs, its)) = of(movable.instance) else { continue };
         let elsewhere = |other: &HostView| other.id != movable.host && allowed(other);
-        if let Some(placement) = find(roster, &needs, &its, elsewhere) {
+        if let Some(placement) = find_within(roster, &needs, &its, elsewhere, looks) {
             return Some(Change::Move {
                 instance: movable.instance,
                 name,

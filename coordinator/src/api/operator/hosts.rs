@@ -105,18 +105,21 @@ pub(super) async fn show(
     Path(key): Path<String>,
 ) -> Answer<Json<Value>> {
     caller.require_admin()?;
-    answer(&app, &key)
+    answer(&app, &key).await
 }
 
 /// The host, with what is left on it when it is drained.
-fn answer(app: &App, key: &str) -> Answer<Json<Value>> {
+async fn answer(app: &App, key: &str) -> Answer<Json<Value>> {
     let (host, mut body) = app
         .ledger
         .read(|fleet| find(fleet, key).map(|host| (host.clone(), whole(fleet, &app.config, host))))?;
-    body["drain"] = host.drain.map_or(Value::Null, |drain| {
-        let left = drain::left(app, host.id, &drain);
-        json!({ "since": time_text(drain.since), "at_once": drain.at_once, "left": left })
-    });
+    body["drain"] = match host.drain {
+        Some(drain) => {
+            let left = drain::left(app, host.id, &drain).await;
+            json!({ "since": time_text(drain.since), "at_once": drain.at_once, "left": left })
+        }
+        None => Value::Null,
+    };
     Ok(Json(json!({ "host": body })))
 }
 
@@ -140,7 +143,7 @@ pub(super) async fn update(
     app.ledger
         .change(|fleet| verbs::host::set_enabled(fleet, find(fleet, &key)?.id, update.enabled, update.reason))
         .await?;
-    answer(&app, &key)
+    answer(&app, &key).await
 }
 
 /// How a host is emptied.
@@ -166,7 +169,7 @@ pub(super) async fn drain(
     let begin =
         |fleet: &Fleet| verbs::host::drain(fleet, find(fleet, &key)?.id, request.at_once, caller.user, now());
     app.ledger.change(begin).await?;
-    answer(&app, &key)
+    answer(&app, &key).await
 }
 
 /// DELETE /hosts/{host}/drain.
@@ -177,7 +180,7 @@ pub(super) async fn undrain(
 ) -> Answer<Json<Value>> {
     caller.require_admin()?;
     app.ledger.change(|fleet| verbs::host::undrain(fleet, find(fleet, &key)?.id)).await?;
-    answer(&app, &key)
+    answer(&app, &key).await
 }
 
 /// DELETE /hosts/{host}: its certificate is worth nothing from now on.

@@ -98,7 +98,7 @@ pub(super) async fn explain(
         hosts.extend(silent(fleet));
         let changes = match answers.iter().any(Result::is_ok) {
             true => vec![],
-            false => changes(fleet, &app.config, &request, &choice, fleet.hosts.keys().copied(), |_| true),
+            false => changes(fleet, &app.config, &request, &choice, fleet.hosts.keys().copied(), |_| true, usize::MAX),
         };
         let change = |change: &crate::placement::suggest::Change| {
             json!({ "kind": change.name(), "message": format!("it would fit if {change}") })

@@ -18,7 +18,7 @@ fn roster(hosts: &[HostView]) -> Roster {
 
 /// The kinds of the changes found, and the first in words.
 fn ask(roster: &Roster, request: &Request) -> (Vec<&'static str>, String) {
-    let found = changes(roster, request, &Choice::default(), |_| true, vec![], |_| None);
+    let found = changes(roster, request, &Choice::default(), |_| true, vec![], usize::MAX, |_| None);
     (found.iter().map(Change::name).collect(), found.first().map(ToString::to_string).unwrap_or_default())
 }
 
@@ -82,11 +82,12 @@ fn the_smallest_instance_that_can_go_is_named_with_a_host_that_takes_it() {
     if find(&roster, &wanted, &Choice::default(), |_| true).is_some() {
         panic!("it has a place already");
     }
-    let found = changes(&roster, &wanted, &Choice::default(), |_| true, movable(), of);
+    let found = changes(&roster, &wanted, &Choice::default(), |_| true, movable(), usize::MAX, of);
     let moved = found.iter().find(|change| change.name() == "move").unwrap().to_string();
     assert_eq!(moved, "instance i80 (00000000-0000-0000-0000-000000000050, 80 MiB) moved from b to a");
     // Where nobody else takes it, it is not named.
-    let alone = changes(&roster, &wanted, &Choice::default(), |host| host.name == "b", movable(), of);
+    let alone =
+        changes(&roster, &wanted, &Choice::default(), |host| host.name == "b", movable(), usize::MAX, of);
     assert!(alone.iter().all(|change| change.name() != "move"));
 }
 

@@ -11,7 +11,7 @@ use godwit_coordinator::fleet::instance::{Flavor, Instance, InstanceStatus};
 use godwit_coordinator::fleet::{Change, Fleet};
 use godwit_coordinator::ledger::{Ledger, now};
 use godwit_coordinator::operations::StepError;
-use godwit_coordinator::operations::place::{Wish, choice, choose, limits, request};
+use godwit_coordinator::operations::place::{Wish, choice, choose, limits, request, why_not};
 use godwit_coordinator::placement::find;
 use godwit_protocol::host::{Cell, Cpu, HypervisorInfo, Inventory, PagePool, PoolReport, Underlay};
 use godwit_protocol::id::{HostId, ImageId, InstanceId, ProjectId, UserId};
@@ -112,7 +112,9 @@ pub(crate) fn durable(size: Size, placements: u64, folder: &Path) -> Result<Valu
                     times.borrow_mut().push(started.elapsed());
                     bed.borrow_mut().placed.push(id);
                 }
-                Err(StepError::NoPlace(_)) => {
+                Err(StepError::NoRoom(sought)) => {
+                    // The explanation is part of what others wait for.
+                    why_not(&ledger, &config, &sought).await.map_err(|error| error.to_string())?;
                     bed.borrow_mut().exhaust(&instance);
                     left.set(left.get() + 1);
                 }
@@ -273,7 +275,7 @@ impl Bed {
             Ok((host, reservation)) => {
                 Ok(Some(Instance { host: Some(host), reservation: Some(reservation), ..instance }))
             }
-            Err(StepError::NoPlace(_)) => {
+            Err(StepError::NoRoom(_)) => {
                 self.exhaust(&instance);
                 Ok(None)
             }
