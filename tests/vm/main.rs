@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod core;
+mod faults;
 mod fleet;
 mod nfs;
 mod shares;

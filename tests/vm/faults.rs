@@ -1,0 +1,125 @@
+//! The copy engine against a real file server and its faults.
+
+use crate::nfs::{Client, NfsLab, PATIENCE, big_file, ok};
+use godwit_tests::vm::control::Output;
+use serde_json::Value;
+
+/// How many operations of a kind the client has sent for a mount, by its own count.
+fn sent(client: &Client, folder: &str, operation: &str) -> u64 {
+    let stats = client.shell("cat /proc/self/mountstats");
+    // What is before the first "device" is about no mount.
+    let mount = stats.split("device ").find(|mount| mount.contains(&format!(" mounted on {folder} ")));
+    let mut lines = mount.unwrap_or_default().lines();
+    let line = lines.find_map(|line| line.trim().strip_prefix(&format!("{operation}:")));
+    line.and_then(|counts| counts.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Copies to an end that is good, and returns the report.
+#[track_caller]
+fn copy(client: &Client, words: &str) -> Value {
+    let text = client.shell(&format!("godwit-agent copy --json {words}"));
+    serde_json::from_str(&text).expect("is a report")
+}
+
+/// Copies to whatever end.
+fn try_copy(client: &Client, words: &str) -> Output {
+    ok(client.vm.output(&["sh", "-c", &format!("godwit-agent copy {words}")]))
+}
+
+/// Of a file as the server has it on its disk.
+fn on_server(lab: &NfsLab, path: &str) -> String {
+    ok(lab.server.shell(&format!("sync; echo 3 > /proc/sys/vm/drop_caches; sha256sum < {path}")))
+}
+
+#[test]
+fn copies_on_a_share_are_right_and_what_its_server_refuses_is_told() {
+    let lab = NfsLab::start();
+    let client = lab.client(1);
+    lab.serve();
+    for export in ["/export/xfs", "/export/ext4", "/export/small"] {
+        client.mount(export, "softerr");
+    }
+    big_file(&client.vm, "/tmp/image", 64);
+    let digest = client.shell("sha256sum < /tmp/image");
+    the_server_copies_by_itself(&lab, &client, &digest);
+    a_full_and_a_read_only_export_are_told(&lab, &client);
+    a_killed_copy_goes_on(&lab, &client, &digest);
+    a_far_server_is_worked_with(&lab, &client, &digest);
+}
+
+/// A clone where the server's file system has reflinks, else the server's own copy; by the client's counters.
+fn the_server_copies_by_itself(lab: &NfsLab, client: &Client, digest: &str) {
+    for (folder, method, operation) in [("xfs", "reflink", "CLONE"), ("ext4", "server_side", "COPY")] {
+        let mount = format!("/mnt/{folder}");
+        copy(client, &format!("/tmp/image {mount}/image"));
+        let count = |operation| sent(client, &mount, operation);
+        let before = (count(operation), count("READ"), count("WRITE"));
+        let report = copy(client, &format!("{mount}/image {mount}/copy"));
+        assert_eq!(report["method"], method, "{report}");
+        assert!(count(operation) > before.0, "no {operation} was sent: {report}");
+        // 64 MiB would be 64 requests of each; a journal has one or two.
+        assert!(count("READ") <= before.1 + 4 && count("WRITE") <= before.2 + 4, "no byte passed the client");
+        assert_eq!(&on_server(lab, &format!("/export/{folder}/copy")), digest);
+        client.shell(&format!("rm {mount}/copy"));
+    }
+}
+
+fn a_full_and_a_read_only_export_are_told(lab: &NfsLab, client: &Client) {
+    let refused = |words: &str, code: i32, says: &str| {
+        let output = try_copy(client, words);
+        assert_eq!(output.code, Some(code), "{output:?}");
+        assert!(output.stderr.contains(says), "{output:?}");
+    };
+    // 64 MiB into 48.
+    for method in ["", "--method io_uring", "--method threads"] {
+        refused(&format!("{method} /tmp/image /mnt/small/image"), 4, "No space left on device");
+        assert_eq!(ok(lab.server.shell("ls -A /export/small | grep -v lost+found || true")), "");
+    }
+    let exported = |options: &str| {
+        let options = format!("{options},sync,no_root_squash,no_subtree_check,insecure");
+        ok(lab
+            .server
+            .shell(&format!("exportfs -u '*:/export/small'; exportfs -o {options} '*:/export/small'")));
+    };
+    exported("ro");
+    refused("/tmp/image /mnt/small/image", 1, "Read-only file system");
+    assert_eq!(ok(lab.server.shell("ls -A /export/small | grep -v lost+found || true")), "");
+    exported("rw");
+}
+
+/// What is done stays done, and the lock of a dead copy keeps nobody away.
+fn a_killed_copy_goes_on(lab: &NfsLab, client: &Client, digest: &str) {
+    let words = "/tmp/image /mnt/ext4/killed";
+    let mut killed =
+        ok(client.vm.spawn(&["sh", "-c", &format!("exec godwit-agent copy -q --bandwidth 8M {words}")]));
+    grown(lab, "/export/ext4/killed.partial", 16);
+    ok(killed.signal(9));
+    let output = ok(killed.wait(PATIENCE));
+    assert_eq!(output.signal, Some(9), "{output:?}");
+    assert!(!ok(lab.server.output(&["test", "-e", "/export/ext4/killed"])).success());
+    let report = copy(client, words);
+    assert!(report["resumed_bytes"].as_u64() > Some(4 << 20), "{report}");
+    assert_eq!(&on_server(lab, "/export/ext4/killed"), digest);
+}
+
+fn a_far_server_is_worked_with(lab: &NfsLab, client: &Client, digest: &str) {
+    ok(lab.server.shell("modprobe sch_netem; tc qdisc add dev eth0 root netem delay 20ms limit 10000"));
+    let report = copy(client, "--probes /tmp/probes /tmp/image /mnt/xfs/far");
+    eprintln!("at 20 ms: {report}");
+    assert!(report["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{report}");
+    assert_eq!(&on_server(lab, "/export/xfs/far"), digest);
+    ok(lab.server.shell("tc qdisc del dev eth0 root"));
+}
+
+/// Waits until a file of the server's takes so many MiB of its disk.
+fn grown(lab: &NfsLab, path: &str, mib: u32) {
+    let what = format!("{path} of {mib} MiB");
+    ok(lab.server.until(&what, PATIENCE, |server| {
+        let used = server.output(&["du", "-m", path])?.stdout;
+        Ok(used
+            .split_whitespace()
+            .next()
+            .and_then(|used| used.parse().ok())
+            .is_some_and(|used: u32| used >= mib))
+    }));
+}
