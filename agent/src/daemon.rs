@@ -12,7 +12,7 @@ use crate::hypervisor::libvirt::Libvirt;
 use crate::hypervisor::{Hypervisor, chain};
 use crate::instances::Instances;
 use crate::locality::Locality;
-use crate::metrics::{ListenError, Metrics, Process};
+use crate::metrics::{Exposition, ListenError, Metrics, Process};
 use crate::migration::{MigrationSettings, Migrations};
 use crate::network::HostNetwork;
 use crate::network::dhcp::{DhcpError, Responder};
@@ -109,7 +109,11 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let network = Netlink::open(&config.underlay)?.with_physical(config.physical_networks.clone());
     let underlay = network.underlay()?;
     let events = Arc::new(Events::new(state.host(), &registry)?);
+    let mut texts: Vec<Arc<dyn Exposition>> = Vec::new();
     let (plane, counting) = start_data_plane(&underlay.link, &config, &registry, &events)?;
+    texts.extend(
+        plane.iter().map(|plane| Arc::new(PlaneCollector::new(plane.clone())) as Arc<dyn Exposition>),
+    );
     let network = if plane.is_some() { network } else { network.standing_in() };
     let network = Overlay::new(network, plane.clone());
     let (coordinator, host) = (config.coordinator, state.host());
@@ -123,8 +127,9 @@ async fn serve(config: Config) -> Result<(), RunError> {
             .await
             .map_err(io::Error::other)?;
     if let Some(counting) = counting {
-        registry.register(Box::new(VxlanCollector::new(Arc::new(counting))?))?;
+        texts.push(Arc::new(VxlanCollector::new(Arc::new(counting))));
     }
+    let metrics = metrics.with(texts);
     let (calls, reporter) =
         assemble(config, state, identity.clone(), (network, keeper.clone()), &events, &registry)?;
     let uplink = Uplink::new(coordinator, host, &identity, calls, reporter, &registry)?.with_events(events);
@@ -181,7 +186,6 @@ fn start_data_plane(
     let plane = match opened {
         Ok((plane, reader)) => {
             let plane = Arc::new(plane);
-            registry.register(Box::new(PlaneCollector::new(plane.clone())?))?;
             forward_events(reader, events.clone())?;
             Some(plane)
         }

@@ -34,6 +34,27 @@ pub struct ListenError {
     source: io::Error,
 }
 
+/// A module that writes its series itself: those that are too many for a registry's types.
+pub trait Exposition: Send + Sync {
+    /// Adds its series to a scrape, in Prometheus' text format. Their names are no other module's.
+    fn write(&self, text: &mut String);
+}
+
+/// All that a scrape asks.
+#[derive(Clone)]
+struct Sources {
+    registry: Registry,
+    texts: Vec<Arc<dyn Exposition>>,
+}
+
+impl Sources {
+    fn scrape(&self) -> Result<String, prometheus::Error> {
+        let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        self.texts.iter().for_each(|source| source.write(&mut text));
+        Ok(text)
+    }
+}
+
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
@@ -42,7 +63,7 @@ enum Listener {
 /// The server of `/metrics`.
 pub struct Metrics {
     listener: Listener,
-    registry: Registry,
+    sources: Sources,
 }
 
 impl Metrics {
@@ -56,7 +77,14 @@ impl Metrics {
             MetricsListen::Unix(path) => bind_unix(path).map(Listener::Unix),
         };
         let listener = listener.map_err(|source| ListenError { listen: listen.clone(), source })?;
-        Ok(Self { listener, registry })
+        Ok(Self { listener, sources: Sources { registry, texts: Vec::new() } })
+    }
+
+    /// The same, which serves what these write too.
+    #[must_use]
+    pub fn with(mut self, texts: Vec<Arc<dyn Exposition>>) -> Self {
+        self.sources.texts.extend(texts);
+        self
     }
 
     /// Serves for ever.
@@ -65,13 +93,13 @@ impl Metrics {
         loop {
             // Never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            let registry = self.registry.clone();
+            let sources = self.sources.clone();
             let accepted = match &self.listener {
                 Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    tokio::spawn(async move { drop((serve_one(stream, registry).await, permit)) })
+                    tokio::spawn(async move { drop((serve_one(stream, sources).await, permit)) })
                 }),
                 Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    tokio::spawn(async move { drop((serve_one(stream, registry).await, permit)) })
+                    tokio::spawn(async move { drop((serve_one(stream, sources).await, permit)) })
                 }),
             };
             if let Err(error) = accepted {
@@ -95,8 +123,8 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin, registry: Registry) {
-    let service = service_fn(move |request| answer(request, registry.clone()));
+async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin, sources: Sources) {
+    let service = service_fn(move |request| answer(request, sources.clone()));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
@@ -109,7 +137,7 @@ async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin, registry: Regist
 
 async fn answer(
     request: Request<Incoming>,
-    registry: Registry,
+    sources: Sources,
 ) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
     let plain = |status, text: String| {
         Response::builder()
@@ -125,7 +153,7 @@ async fn answer(
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
     }
     // Collectors read kernel maps: not for a thread that heartbeats need.
-    let text = tokio::task::spawn_blocking(move || TextEncoder::new().encode_to_string(&registry.gather()));
+    let text = tokio::task::spawn_blocking(move || sources.scrape());
     match text.await {
         Ok(Ok(text)) => plain(StatusCode::OK, text),
         Ok(Err(error)) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

@@ -5,6 +5,7 @@
 //! them: counters go on, and the programs are exchanged without a packet in between.
 
 mod attachment;
+mod batch;
 pub mod filter;
 mod pins;
 pub mod plane;
@@ -85,6 +86,12 @@ pub enum TelemetryError {
         map: &'static str,
         /// Why.
         source: Box<aya::maps::MapError>,
+    },
+    /// A map has no room for what a port needs.
+    #[error("the eBPF map {map} is full: this host has more ports than it has room for")]
+    Full {
+        /// Its name.
+        map: &'static str,
     },
     /// The object lacks a map or program that this agent was built for.
     #[error("the eBPF object has no {name}: it was built from other sources than the agent")]

@@ -32,7 +32,7 @@ impl<N: HostNetwork> HostNetwork for Filtered<N> {
         }
         let changes = self.networks.ensure(wanted)?;
         if let Some(filter) = self.filter.as_ref().filter(|_| changes.ports > 0) {
-            filter.refresh();
+            filter.set_up(wanted.vni)?;
         }
         Ok(changes)
     }

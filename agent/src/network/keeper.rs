@@ -112,9 +112,9 @@ impl Keeper {
         }
     }
 
-    /// Looks at what the kernel has, and repairs what differs from what is wanted.
+    /// Looks at what the kernel has, and repairs what differs from what is wanted. Orders need not wait for the look,
+    /// only for a repair.
     pub fn check(&self) {
-        let _turn = self.turn();
         self.network.refresh();
         self.prune();
         let found = match self.network.observe() {
@@ -124,15 +124,17 @@ impl Keeper {
             }
         };
         let found: BTreeMap<u32, NetworkReported> = found.into_iter().map(|n| (n.vni, n)).collect();
-        for wanted in self.wanted.all() {
-            if found.get(&wanted.vni).is_some_and(|found| agrees(&wanted, found)) {
-                continue;
-            }
+        let differs =
+            |wanted: &NetworkWanted| !found.get(&wanted.vni).is_some_and(|found| agrees(wanted, found));
+        for vni in self.wanted.all().iter().filter(|wanted| differs(wanted)).map(|wanted| wanted.vni) {
+            let _turn = self.turn();
+            // It may have become another since, or none.
+            let Some(wanted) = self.wanted.get(vni) else { continue };
             match self.network.ensure(&wanted) {
-                Ok(changes) => self.count(wanted.vni, changes),
+                Ok(changes) => self.count(vni, changes),
                 Err(error) => {
                     let error = crate::hypervisor::chain(&error);
-                    tracing::error!(vni = wanted.vni, "a network cannot be repaired: {error}");
+                    tracing::error!(vni, "a network cannot be repaired: {error}");
                 }
             }
         }

@@ -30,7 +30,7 @@ impl HostNetwork for Overlay {
         plane.ensure(wanted)?;
         let changes = self.links.ensure(wanted)?;
         if changes.ports > 0 {
-            plane.refresh();
+            plane.set_up(wanted.vni)?;
         }
         Ok(changes)
     }

@@ -81,6 +81,11 @@ impl WantedNetworks {
         self.lock().values().cloned().collect()
     }
 
+    /// One of them.
+    pub fn get(&self, vni: u32) -> Option<NetworkWanted> {
+        self.lock().get(&vni).cloned()
+    }
+
     /// The generation of a network that is wanted here.
     pub fn generation(&self, vni: u32) -> Option<u64> {
         self.lock().get(&vni).map(|wanted| wanted.generation)

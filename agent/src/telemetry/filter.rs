@@ -11,8 +11,9 @@ pub use requests::{Question, Requests};
 
 use super::TelemetryError;
 use super::pins::{Content, Earlier, Layout, Pins};
-use super::shared::{self, layout, map_error, program_mut, removed, take_map};
+use super::shared::{self, inserted, layout, map_error, program_mut, removed, take_map};
 use super::taps::{TapPrograms, each_present, name_of};
+use super::vxlan::{Cost, cost};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError, MapType, PerCpuHashMap};
 use aya::programs::LinkOrder;
@@ -22,7 +23,7 @@ use entries::{Direction, Wish};
 use godwit_ebpf_common::filter::{
     CONNECTIONS_ENTRIES, CONNECTIONS_MAP, COUNTS_MAP, Connection, ConnectionKey, Counts, FILTERS_ENTRIES,
     FILTERS_MAP, FRAGMENTS_ENTRIES, FRAGMENTS_MAP, FROM_PROGRAM, Filter, FilterKey, FragmentKey,
-    MEMBERS_ENTRIES, MEMBERS_MAP, Member, REQUESTS_BYTES, REQUESTS_MAP, TO_PROGRAM,
+    MEMBERS_ENTRIES, MEMBERS_MAP, Member, REQUESTS_BYTES, REQUESTS_MAP, STRAYS_MAP, Strays, TO_PROGRAM,
 };
 use godwit_protocol::network::NetworkWanted;
 use godwit_protocol::port::tap_name;
@@ -79,6 +80,7 @@ struct Inner {
     connections: HashMap<MapData, ConnectionKey, Connection>,
     /// With those that are read along.
     counts: Vec<PerCpuHashMap<MapData, FilterKey, Counts>>,
+    strays: PerCpuHashMap<MapData, FilterKey, Strays>,
     /// What taps are to let pass, with their network's number.
     wanted: BTreeMap<String, (u32, Wish)>,
     /// What is in the map of members.
@@ -87,6 +89,10 @@ struct Inner {
     epoch: u32,
     /// Members that had no room; they are refused what their group allows.
     refused: u64,
+    /// Ports that had no room, and are not on their network.
+    full: u64,
+    /// Most connections that are remembered.
+    capacity: u32,
 }
 
 impl PortFilter {
@@ -113,6 +119,7 @@ impl PortFilter {
         let connections = take_map(&mut ebpf, CONNECTIONS_MAP)?;
         let mut counts = vec![take_map(&mut ebpf, COUNTS_MAP)?];
         counts.extend(shared::read_along(&pins, COUNTS_PIN, COUNTS_MAP)?);
+        let strays = take_map(&mut ebpf, STRAYS_MAP)?;
         let read = |error| map_error(MEMBERS_MAP, error);
         let told = members.keys().map(|key| key.map(|key| (key.data(), key.prefix_len())).map_err(read));
         let told = told.collect::<Result<_, _>>()?;
@@ -121,8 +128,21 @@ impl PortFilter {
             // Both before either is attached: a kernel that refuses one must not be left with the other.
             program_mut(&mut ebpf, name)?;
         }
-        let (wanted, refused) = (BTreeMap::new(), 0);
-        let inner = Inner { pins, ebpf, filters, members, connections, counts, wanted, told, epoch, refused };
+        let inner = Inner {
+            pins,
+            ebpf,
+            filters,
+            members,
+            connections,
+            counts,
+            strays,
+            wanted: BTreeMap::new(),
+            told,
+            epoch,
+            refused: 0,
+            full: 0,
+            capacity: room.connections,
+        };
         Ok(Self { inner: Mutex::new(inner) })
     }
 
@@ -153,9 +173,18 @@ impl PortFilter {
         // Who belongs to a group comes before the rules that name it, and goes after.
         let members = entries::members(wanted);
         inner.tell(&members)?;
-        let outcome = inner.refresh();
+        // Of this network only: a move must not wait for a look at a thousand taps.
+        let outcome = inner.set_up_network(wanted.vni);
         inner.forget_members(wanted.vni, &members)?;
         outcome
+    }
+
+    /// Looks at a network's taps again, because some of them have come.
+    ///
+    /// # Errors
+    /// The kernel refuses; the others are as wanted.
+    pub fn set_up(&self, vni: u32) -> Result<(), TelemetryError> {
+        self.lock().set_up_network(vni)
     }
 
     /// Forgets a network.
@@ -166,12 +195,25 @@ impl PortFilter {
         let inner = &mut *self.lock();
         inner.wanted.retain(|_, (other, _)| *other != vni);
         inner.forget_members(vni, &BTreeSet::new())?;
-        inner.refresh()
+        inner.forget_gone()
+    }
+
+    /// What each program costs; all zero unless the kernel was told to count it.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn read_cost(&self) -> Result<[Cost; 2], TelemetryError> {
+        let inner = self.lock();
+        let [from, to] = SIDES.map(|(program, _)| cost(&inner.ebpf, program));
+        Ok([from?, to?])
     }
 
     /// Looks at the taps that are there: attaches what is missing, forgets what is gone.
     pub fn refresh(&self) {
-        if let Err(error) = self.lock().refresh() {
+        // Tap by tap: a move waits for one of them, not for a thousand.
+        let taps: Vec<(String, ())> = self.lock().wanted.keys().map(|tap| (tap.clone(), ())).collect();
+        let set_up = each_present(taps, |tap, index, ()| self.lock().set_up_tap(tap, index));
+        if let Err(error) = set_up.and(self.lock().forget_gone()) {
             tracing::error!("a port is not filtered as wanted: {}", crate::hypervisor::chain(&error));
         }
     }
@@ -191,7 +233,8 @@ impl PortFilter {
 
 impl Inner {
     fn tell(&mut self, members: &BTreeSet<(Member, u32)>) -> Result<(), TelemetryError> {
-        for (member, bits) in members.difference(&self.told.clone()) {
+        let new: Vec<_> = members.difference(&self.told).copied().collect();
+        for (member, bits) in &new {
             match self.members.insert(&Key::new(*bits, *member), 1, 0) {
                 Ok(()) => drop(self.told.insert((*member, *bits))),
                 Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOSPC) => {
@@ -236,11 +279,17 @@ impl Inner {
         Ok(())
     }
 
-    fn refresh(&mut self) -> Result<(), TelemetryError> {
-        let wanted = self.wanted.clone();
-        let outcome = each_present(wanted, |tap, index, (_, wish)| self.set_up(tap, index, wish));
-        self.forget_gone()?;
-        outcome
+    fn set_up_network(&mut self, vni: u32) -> Result<(), TelemetryError> {
+        let own = self.wanted.iter().filter(|(_, (of, _))| *of == vni);
+        let own: Vec<_> = own.map(|(tap, wish)| (tap.clone(), wish.clone())).collect();
+        each_present(own, |tap, index, (_, wish)| self.set_up(tap, index, wish))
+    }
+
+    fn set_up_tap(&mut self, tap: &str, index: u32) -> Result<(), TelemetryError> {
+        match self.wanted.get(tap).cloned() {
+            Some((_, wish)) => self.set_up(tap, index, &wish),
+            None => Ok(()),
+        }
     }
 
     fn set_up(&mut self, tap: &str, index: u32, wish: &Wish) -> Result<(), TelemetryError> {
@@ -263,7 +312,10 @@ impl Inner {
             known.map_or_else(|| monotonic_ns() + ARRIVAL_NS, |known| known.arrival_ends_ns);
         for direction in Direction::ALL {
             let filter = Filter { arrival_ends_ns, epoch, ..wish.filter(direction) };
-            self.filters.insert(key(direction), filter, 0).map_err(|error| map_error(FILTERS_MAP, error))?;
+            if !inserted(FILTERS_MAP, self.filters.insert(key(direction), filter, 0))? {
+                self.full += 1;
+                return Err(TelemetryError::Full { map: FILTERS_MAP });
+            }
         }
         Ok(())
     }
@@ -285,6 +337,10 @@ impl Inner {
                 removed(COUNTS_MAP, counts.remove(&key))?;
             }
         }
+        let gone: Vec<FilterKey> = self.strays.keys().filter_map(Result::ok).filter(is_gone).collect();
+        for key in gone {
+            removed(STRAYS_MAP, self.strays.remove(&key))?;
+        }
         // A link's number is not given again soon; still, what its guest had opened is not another's.
         let links: BTreeSet<u32> = filters.iter().map(|key| key.link).collect();
         let stale: Vec<ConnectionKey> =
@@ -300,9 +356,10 @@ const FILTERS_PIN: &str = "filters";
 const MEMBERS_PIN: &str = "members";
 const CONNECTIONS_PIN: &str = "connections";
 const COUNTS_PIN: &str = "filter_counts";
+const STRAYS_PIN: &str = "filter_strays";
 
 /// Each map's name, pin and layout.
-fn maps(room: Room) -> [(&'static str, &'static str, Layout); 6] {
+fn maps(room: Room) -> [(&'static str, &'static str, Layout); 7] {
     use Content::{Counted, Passing, Told};
     let requests = Layout {
         key_bytes: 0,
@@ -317,6 +374,7 @@ fn maps(room: Room) -> [(&'static str, &'static str, Layout); 6] {
         layout::<ConnectionKey, Connection>(CONNECTIONS_MAP, MapType::LruHash, room.connections, Told),
         layout::<FragmentKey, u64>(FRAGMENTS_MAP, MapType::LruHash, FRAGMENTS_ENTRIES, Passing),
         layout::<FilterKey, Counts>(COUNTS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES, counted),
+        layout::<FilterKey, Strays>(STRAYS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES, Counted(&[])),
         requests,
     ]
     .map(|layout| (layout.name, pin(layout.name), layout))
@@ -328,6 +386,7 @@ fn pin(map: &str) -> &'static str {
         MEMBERS_MAP => MEMBERS_PIN,
         CONNECTIONS_MAP => CONNECTIONS_PIN,
         COUNTS_MAP => COUNTS_PIN,
+        STRAYS_MAP => STRAYS_PIN,
         REQUESTS_MAP => requests::PIN,
         _ => "fragments",
     }

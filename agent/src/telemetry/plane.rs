@@ -11,6 +11,7 @@ pub use events::EventReader;
 use super::ports::Ports;
 use super::shared::{Capacity, Version};
 use super::tables::{Tables, told};
+use super::taps::each_present;
 use super::vxlan::{Cost, VxlanTelemetry};
 use super::{TelemetryError, pins::Pins};
 use godwit_ebpf_common::tables::{Account, AccountKey, Lost};
@@ -111,7 +112,16 @@ impl DataPlane {
             );
         }
         inner.ports.want(wanted.vni, &wanted.ports);
-        inner.ports.refresh()
+        // Of this network only: a move must not wait for a look at a thousand taps.
+        inner.ports.set_up_network(wanted.vni)
+    }
+
+    /// Looks at a network's taps again, because some of them have come.
+    ///
+    /// # Errors
+    /// The kernel refuses an entry or a program; the others are as wanted.
+    pub fn set_up(&self, vni: u32) -> Result<(), TelemetryError> {
+        self.inner().ports.set_up_network(vni)
     }
 
     /// Forgets a network, with its counts.
@@ -121,21 +131,32 @@ impl DataPlane {
     pub fn remove(&self, vni: u32) -> Result<(), TelemetryError> {
         let mut inner = self.inner();
         inner.ports.want(vni, &[]);
-        inner.tables.remove(vni)?;
+        inner.tables.remove(vni, monotonic_ns())?;
         inner.ports.forget(vni)?;
-        inner.ports.refresh()?;
-        super::vxlan::forget(&self.bpffs, vni)
+        inner.ports.forget_gone()?;
+        super::vxlan::forget_traffic(&self.bpffs, vni)
     }
 
-    /// Looks at the taps again, because links have come or gone.
+    /// Looks at the taps again, because links have come or gone, and forgets who has left long ago.
     pub fn refresh(&self) {
-        if let Err(error) = self.inner().ports.refresh() {
+        // Tap by tap: a move waits for one of them, not for a thousand.
+        let taps = self.inner().ports.taps();
+        let set_up = each_present(taps, |tap, index, ()| self.inner().ports.set_up_tap(tap, index));
+        let mut inner = self.inner();
+        let forgotten =
+            inner.ports.forget_gone().and_then(|()| self.forget_departed(&mut inner, monotonic_ns()));
+        if let Err(error) = set_up.and(forgotten) {
             self.failed.fetch_add(1, Ordering::Relaxed);
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "a tap's programs are not in their places"
             );
         }
+    }
+
+    fn forget_departed(&self, inner: &mut Inner, now_ns: u64) -> Result<(), TelemetryError> {
+        let over = inner.tables.forget_departed(now_ns)?;
+        over.into_iter().try_for_each(|vni| super::vxlan::forget_stale(&self.bpffs, vni))
     }
 
     /// All accounts, summed over CPUs.

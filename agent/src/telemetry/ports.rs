@@ -2,13 +2,14 @@
 
 use super::TelemetryError;
 use super::attachment::{Place, outside};
+use super::batch;
 use super::pins::{Content, Pins};
 use super::shared::{
     self, ACCOUNT_PIN, Capacity, LOST_PIN, Version, inserted, layout, map_error, removed, take_map,
 };
 use super::tables::number;
 use super::taps::{TapPrograms, each_present, name_of};
-use super::vxlan::Cost;
+use super::vxlan::{Cost, cost};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap};
 #[cfg(test)]
@@ -124,13 +125,25 @@ impl Ports {
         self.wanted.extend(ports.iter().map(|port| (tap_name(port.port), (vni, port.clone()))));
     }
 
-    /// Looks at the taps that are there: attaches what is missing, forgets what is gone. A port that cannot be set
-    /// up does not keep others from it; the first reason is told.
-    pub(super) fn refresh(&mut self) -> Result<(), TelemetryError> {
-        let wanted = self.wanted.clone();
-        let outcome = each_present(wanted, |tap, index, (vni, port)| self.set_up(tap, index, *vni, port));
-        self.forget_gone()?;
-        outcome
+    /// Sets up the taps of a network that are there. A port that cannot be set up does not keep others from it; the
+    /// first reason is told.
+    pub(super) fn set_up_network(&mut self, vni: u32) -> Result<(), TelemetryError> {
+        let own = self.wanted.iter().filter(|(_, (of, _))| *of == vni);
+        let own: Vec<_> = own.map(|(tap, wish)| (tap.clone(), wish.clone())).collect();
+        each_present(own, |tap, index, (vni, port)| self.set_up(tap, index, *vni, port))
+    }
+
+    /// The taps of all wanted ports.
+    pub(super) fn taps(&self) -> Vec<(String, ())> {
+        self.wanted.keys().map(|tap| (tap.clone(), ())).collect()
+    }
+
+    /// Sets up a tap that is there, if it is wanted.
+    pub(super) fn set_up_tap(&mut self, tap: &str, index: u32) -> Result<(), TelemetryError> {
+        match self.wanted.get(tap).cloned() {
+            Some((vni, port)) => self.set_up(tap, index, vni, &port),
+            None => Ok(()),
+        }
     }
 
     fn set_up(&mut self, tap: &str, index: u32, vni: u32, port: &LocalPort) -> Result<(), TelemetryError> {
@@ -165,7 +178,7 @@ impl Ports {
     }
 
     /// Removes what belongs to taps that are not there, or that are no wanted port's any more.
-    fn forget_gone(&mut self) -> Result<(), TelemetryError> {
+    pub(super) fn forget_gone(&mut self) -> Result<(), TelemetryError> {
         TAPS.forget_gone(&self.pins)?;
         let is_there = |index| name_of(index).is_some();
         let gone: BTreeSet<u32> =
@@ -185,13 +198,13 @@ impl Ports {
 
     /// All accounts, summed over CPUs.
     pub(super) fn read(&self) -> Result<BTreeMap<AccountKey, Account>, TelemetryError> {
-        let read = self.account.iter().map(|entry| {
-            let (key, values) = entry.map_err(|source| map_error(ACCOUNT_MAP, source))?;
+        let mut read = BTreeMap::new();
+        batch::each_per_cpu(&self.account, ACCOUNT_MAP, |key: AccountKey, values: &[Account]| {
             let mut sum = Account::ZERO;
             values.iter().for_each(|value| sum.add(value));
-            Ok((key, sum))
-        });
-        read.collect()
+            read.insert(key, sum);
+        })?;
+        Ok(read)
     }
 
     /// What could not be written, for each kind.
@@ -205,16 +218,8 @@ impl Ports {
 
     /// What each program costs; all zero unless the kernel was told to count it.
     pub(super) fn read_cost(&self) -> Result<[Cost; 2], TelemetryError> {
-        let cost = |program: &'static str| {
-            let loaded = self.ebpf.program(program).ok_or(TelemetryError::Incomplete { name: program })?;
-            let info = loaded.info().map_err(|source| TelemetryError::Program {
-                program,
-                action: "inspected",
-                source: Box::new(source),
-            })?;
-            Ok(Cost { program, runs: info.run_count(), time: info.run_time() })
-        };
-        Ok([cost(FROM_PROGRAM)?, cost(TO_PROGRAM)?])
+        let [from, to] = SIDES.map(|(program, _)| cost(&self.ebpf, program));
+        Ok([from?, to?])
     }
 
     /// Ports that are set up, and the addresses that they may send from.

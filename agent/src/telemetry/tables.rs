@@ -29,7 +29,12 @@ pub(super) struct Tables {
     told: BTreeMap<u32, Told>,
     /// Networks of which some entry has no room.
     incomplete: BTreeSet<u32>,
+    /// Stations that left with their network, and when: who still sends here for them is told for a while.
+    departed: BTreeMap<u32, (u64, BTreeSet<[u8; 6]>)>,
 }
+
+/// How long a station that left with its network is remembered.
+const DEPARTED_NS: u64 = 60_000_000_000;
 
 /// The number of a port in the account.
 pub(super) fn number(port: PortId) -> u64 {
@@ -94,8 +99,14 @@ impl Tables {
         let stations: HashMap<_, StationKey, Station> = shared::open(pins, STATIONS_PIN, STATIONS_MAP)?;
         let neighbours: HashMap<_, NeighbourKey, Neighbour> =
             shared::open(pins, NEIGHBOURS_PIN, NEIGHBOURS_MAP)?;
-        let told = read(&networks, &stations, &neighbours)?;
-        Ok(Self { networks, stations, neighbours, told, incomplete: BTreeSet::new() })
+        let all = read(&networks, &stations, &neighbours)?;
+        let is_here = |vni: &u32| networks.get(vni, 0).is_ok();
+        let (told, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.into_iter().partition(|(vni, _)| is_here(vni));
+        // An agent before this one has seen them go, and goes no more itself.
+        let departed = gone.into_iter().map(|(vni, told)| (vni, (0, told.stations.into_keys().collect())));
+        let departed = departed.collect();
+        Ok(Self { networks, stations, neighbours, told, incomplete: BTreeSet::new(), departed })
     }
 
     /// What was told of a network.
@@ -124,7 +135,14 @@ impl Tables {
     /// Changes what differs. What is new comes before what is gone, and what moves does so in one step. Says how
     /// many entries had no room.
     pub(super) fn set(&mut self, vni: u32, mut told: Told) -> Result<u64, TelemetryError> {
-        let old = self.told.get(&vni).cloned().unwrap_or_default();
+        let mut old = self.told.get(&vni).cloned().unwrap_or_default();
+        if let Some((_, macs)) = self.departed.remove(&vni) {
+            // Back again: what is not wanted of them goes with the rest below.
+            let left = macs
+                .into_iter()
+                .map(|mac| (mac, Station { place: Station::ELSEWHERE, left_ns: 1, ..Station::default() }));
+            old.stations.extend(left);
+        }
         let mut full = 0;
         let mut stations = BTreeMap::new();
         for (mac, station) in std::mem::take(&mut told.stations) {
@@ -169,19 +187,47 @@ impl Tables {
         Ok(full)
     }
 
-    /// Forgets a network.
-    pub(super) fn remove(&mut self, vni: u32) -> Result<(), TelemetryError> {
+    /// Forgets a network. `now_ns` is the kernel's monotonic clock.
+    pub(super) fn remove(&mut self, vni: u32, now_ns: u64) -> Result<(), TelemetryError> {
         let Some(old) = self.told.remove(&vni) else { return Ok(()) };
         self.incomplete.remove(&vni);
         // First: of a network that is not here nothing is unknown, and nothing is dropped.
         remove(&mut self.networks, NETWORKS_MAP, &vni)?;
-        for mac in old.stations.keys() {
-            remove(&mut self.stations, STATIONS_MAP, &StationKey::new(vni, *mac))?;
+        let mut departed = BTreeSet::new();
+        for (mac, station) in old.stations {
+            let key = StationKey::new(vni, mac);
+            let left = Station { place: Station::ELSEWHERE, left_ns: now_ns, ..Station::default() };
+            // One that was elsewhere already has left when it did.
+            let left = if station.left_ns == 0 { left } else { station };
+            if (station.place == Station::HERE || station.left_ns != 0)
+                && insert(&mut self.stations, STATIONS_MAP, &key, left)?
+            {
+                departed.insert(mac);
+            } else {
+                remove(&mut self.stations, STATIONS_MAP, &key)?;
+            }
         }
         for address in old.neighbours.keys() {
             remove(&mut self.neighbours, NEIGHBOURS_MAP, &NeighbourKey { vni, address: *address })?;
         }
+        if !departed.is_empty() {
+            self.departed.insert(vni, (now_ns, departed));
+        }
         Ok(())
+    }
+
+    /// Forgets stations that left with their network a while ago. Says of which networks.
+    pub(super) fn forget_departed(&mut self, now_ns: u64) -> Result<Vec<u32>, TelemetryError> {
+        let is_over = |at: &u64| now_ns.saturating_sub(*at) >= DEPARTED_NS;
+        let over: Vec<u32> =
+            self.departed.iter().filter(|(_, (at, _))| is_over(at)).map(|(vni, _)| *vni).collect();
+        for vni in &over {
+            let (_, macs) = self.departed.remove(vni).unwrap_or_default();
+            for mac in macs {
+                remove(&mut self.stations, STATIONS_MAP, &StationKey::new(*vni, mac))?;
+            }
+        }
+        Ok(over)
     }
 }
 

@@ -8,6 +8,7 @@ pub use collector::VxlanCollector;
 
 use super::TelemetryError;
 use super::attachment::Place;
+use super::batch;
 use super::pins::{Content, Earlier, Layout, Pins};
 use super::shared::{self, Capacity, Version, layout, map_error, take_map};
 use aya::maps::{MapData, MapType, PerCpuArray, PerCpuHashMap};
@@ -184,17 +185,21 @@ impl VxlanTelemetry {
     /// # Errors
     /// The kernel does not let the map be read.
     pub fn read(&self) -> Result<Vec<Sample>, TelemetryError> {
-        let mut samples = BTreeMap::new();
-        for entry in self.traffic.iter() {
-            let (key, values) = entry.map_err(|source| map_error(TRAFFIC_MAP, source))?;
-            let Some((direction, class)) = key.kind() else { continue };
+        let mut samples = Vec::new();
+        self.each(|sample| samples.push(sample))?;
+        samples.sort_unstable_by_key(|sample| (sample.vni, sample.direction, sample.class, sample.peer));
+        Ok(samples)
+    }
+
+    /// The same one by one, in no order.
+    pub(super) fn each(&self, mut take: impl FnMut(Sample)) -> Result<(), TelemetryError> {
+        batch::each_per_cpu(&self.traffic, TRAFFIC_MAP, |key: TrafficKey, values: &[Traffic]| {
+            let Some((direction, class)) = key.kind() else { return };
             let packets = values.iter().map(|traffic| traffic.packets).sum();
             let bytes = values.iter().map(|traffic| traffic.bytes).sum();
             let peer = Ipv6Addr::from(key.peer).to_canonical();
-            let sample = Sample { vni: key.vni, direction, class, peer, packets, bytes };
-            samples.insert((key.vni, direction, class, peer), sample);
-        }
-        Ok(samples.into_values().collect())
+            take(Sample { vni: key.vni, direction, class, peer, packets, bytes });
+        })
     }
 
     /// Packets that could not be counted by network, for each reason.
@@ -216,12 +221,13 @@ impl VxlanTelemetry {
     /// The kernel does not let the map be read.
     pub fn read_stale(&self) -> Result<BTreeMap<u32, (u64, Duration)>, TelemetryError> {
         let mut read: BTreeMap<u32, (u64, Duration)> = BTreeMap::new();
-        for entry in self.stale.iter().flat_map(|map| map.iter()) {
-            let (vni, values) = entry.map_err(|source| map_error(STALE_MAP, source))?;
-            let (packets, longest) = read.entry(vni).or_default();
-            *packets += values.iter().map(|stale| stale.packets).sum::<u64>();
-            let found = values.iter().map(|stale| stale.longest_ns).max().unwrap_or(0);
-            *longest = (*longest).max(Duration::from_nanos(found));
+        for map in &self.stale {
+            batch::each_per_cpu(map, STALE_MAP, |vni: u32, values: &[Stale]| {
+                let (packets, longest) = read.entry(vni).or_default();
+                *packets += values.iter().map(|stale| stale.packets).sum::<u64>();
+                let found = values.iter().map(|stale| stale.longest_ns).max().unwrap_or(0);
+                *longest = (*longest).max(Duration::from_nanos(found));
+            })?;
         }
         Ok(read)
     }
@@ -231,13 +237,8 @@ impl VxlanTelemetry {
     /// # Errors
     /// The kernel does not tell.
     pub fn read_cost(&self) -> Result<[Cost; 2], TelemetryError> {
-        let cost = |direction| {
-            let name = program_name(direction);
-            let program = self.ebpf.program(name).ok_or(TelemetryError::Incomplete { name })?;
-            let info = program.info().map_err(|source| program_error(direction, "inspected", source))?;
-            Ok(Cost { program: name, runs: info.run_count(), time: info.run_time() })
-        };
-        Ok([cost(Direction::Rx)?, cost(Direction::Tx)?])
+        let [rx, tx] = Direction::ALL.map(|direction| cost(&self.ebpf, program_name(direction)));
+        Ok([rx?, tx?])
     }
 
     /// Whether the program of a direction is on the link still. It is not if the link was removed, even if one
@@ -309,6 +310,17 @@ fn encode_v1(key: &[u8; 8], traffic: &Traffic) -> Vec<u8> {
     encode(&TrafficKey { vni: u32::from_ne_bytes(vni), direction, class, reserved: 0, peer }, traffic)
 }
 
+/// What a program costs.
+pub(super) fn cost(ebpf: &Ebpf, program: &'static str) -> Result<Cost, TelemetryError> {
+    let loaded = ebpf.program(program).ok_or(TelemetryError::Incomplete { name: program })?;
+    let info = loaded.info().map_err(|source| TelemetryError::Program {
+        program,
+        action: "inspected",
+        source: Box::new(source),
+    })?;
+    Ok(Cost { program, runs: info.run_count(), time: info.run_time() })
+}
+
 /// Key and value as `carry_traffic` takes them.
 fn encode(key: &TrafficKey, traffic: &Traffic) -> Vec<u8> {
     let [vni_0, vni_1, vni_2, vni_3] = key.vni.to_ne_bytes();
@@ -347,15 +359,26 @@ fn program_error(direction: Direction, action: &'static str, source: ProgramErro
 
 /// Forgets the counts of a network that has left this host, so that the maps keep to those that are here. That
 /// nothing counts at all is a success.
-pub(super) fn forget(bpffs: &Path, vni: u32) -> Result<(), TelemetryError> {
+pub(super) fn forget_traffic(bpffs: &Path, vni: u32) -> Result<(), TelemetryError> {
     let pins = Pins::open(bpffs)?;
     if !pins.path(TRAFFIC_PIN).exists() {
         return Ok(());
     }
     let mut traffic: PerCpuHashMap<_, TrafficKey, Traffic> = shared::open(&pins, TRAFFIC_PIN, TRAFFIC_MAP)?;
-    let keys: Vec<TrafficKey> = traffic.keys().filter_map(Result::ok).collect();
-    for key in keys.iter().filter(|key| key.vni == vni) {
-        shared::removed(TRAFFIC_MAP, traffic.remove(key))?;
+    let mut keys = Vec::new();
+    batch::each_per_cpu(&traffic, TRAFFIC_MAP, |key: TrafficKey, _: &[Traffic]| {
+        if key.vni == vni {
+            keys.push(key);
+        }
+    })?;
+    keys.iter().try_for_each(|key| shared::removed(TRAFFIC_MAP, traffic.remove(key)))
+}
+
+/// Forgets how stale packets of a network were, likewise.
+pub(super) fn forget_stale(bpffs: &Path, vni: u32) -> Result<(), TelemetryError> {
+    let pins = Pins::open(bpffs)?;
+    if !pins.path(STALE_PIN).exists() {
+        return Ok(());
     }
     let stale: PerCpuHashMap<_, u32, Stale> = shared::open(&pins, STALE_PIN, STALE_MAP)?;
     let before = shared::read_along(&pins, STALE_PIN, STALE_MAP)?;

@@ -18,10 +18,13 @@ pub const FRAGMENTS_MAP: &str = "FRAGMENTS_V1";
 /// Map (per-CPU hash): [`FilterKey`] to [`Counts`].
 pub const COUNTS_MAP: &str = "FILTER_COUNT_V1";
 
+/// Map (per-CPU hash): [`FilterKey`] to [`Strays`].
+pub const STRAYS_MAP: &str = "FILTER_STRAY_V1";
+
 /// Map (ring buffer): [`Request`]s of guests to their host's DHCP responder.
 pub const REQUESTS_MAP: &str = "DHCP_V1";
 
-/// Entries of [`FILTERS_MAP`] and [`COUNTS_MAP`]: two a port.
+/// Entries of [`FILTERS_MAP`], [`COUNTS_MAP`] and [`STRAYS_MAP`]: two a port.
 pub const FILTERS_ENTRIES: u32 = 2048;
 
 /// Entries of [`MEMBERS_MAP`] unless the loader says otherwise.
@@ -235,6 +238,17 @@ pub struct Counts {
     pub opened: u64,
     /// Questions by DHCP that the ring had no room for.
     pub lost: u64,
+}
+
+/// More counters of a port and direction, of one CPU: what connections without an entry have met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Strays {
+    /// Segments of TCP under way, as they would be on a wire, whose connection is not known: it was never allowed, or
+    /// had to make place for others.
+    pub segments: u64,
+    /// Connections that could not be remembered.
+    pub full: u64,
 }
 
 /// A guest's question by DHCP, with its Ethernet header.
@@ -567,4 +581,6 @@ mod pod {
     unsafe impl aya::Pod for super::Connection {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Counts {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Strays {}
 }

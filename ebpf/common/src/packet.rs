@@ -252,6 +252,8 @@ pub struct Size {
     pub segments: u32,
     /// Payload bytes of each segment but the last; zero if there is but one.
     pub segment_bytes: u32,
+    /// Bytes of a VLAN tag that is on the wire and not in the packet.
+    pub tag_bytes: u32,
 }
 
 /// What a VXLAN packet of this size is on the wire, where each segment repeats all headers.
@@ -259,7 +261,7 @@ pub struct Size {
 /// If the inner headers cannot be read, the repeated headers are left out of the bytes.
 #[inline(always)]
 pub fn on_the_wire<F: Frame + ?Sized>(frame: &F, inner: usize, size: Size) -> Traffic {
-    let bytes = u64::from(size.bytes);
+    let bytes = u64::from(size.bytes) + u64::from(size.tag_bytes);
     if size.segments <= 1 && size.segment_bytes == 0 {
         return Traffic { packets: 1, bytes };
     }
@@ -271,7 +273,8 @@ pub fn on_the_wire<F: Frame + ?Sized>(frame: &F, inner: usize, size: Size) -> Tr
         0 => segments(size.bytes.saturating_sub(header_bytes), size.segment_bytes),
         counted => counted,
     };
-    Traffic { packets: u64::from(segments), bytes: bytes + u64::from(segments - 1) * u64::from(header_bytes) }
+    let repeated = u64::from(header_bytes) + u64::from(size.tag_bytes);
+    Traffic { packets: u64::from(segments), bytes: bytes + u64::from(segments - 1) * repeated }
 }
 
 /// How many segments of at most `segment_bytes` hold a payload; at least one. A division by zero would be a

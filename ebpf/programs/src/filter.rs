@@ -19,7 +19,8 @@ use godwit_ebpf_common::{
     filter::{
         ANSWER_MARK, CONNECTIONS_ENTRIES, Connection, ConnectionKey, Counts, EGRESS, FILTERS_ENTRIES,
         FRAGMENT_NS, FRAGMENTS_ENTRIES, Filter, FilterKey, FragmentKey, INGRESS, MAX_RULES, MEMBER_BITS,
-        MEMBERS_ENTRIES, Member, Opening, Packet, Parsed, REQUESTS_BYTES, Request, Rule, halves, ip, parse,
+        MEMBERS_ENTRIES, Member, Opening, Packet, Parsed, REQUESTS_BYTES, Request, Rule, Strays, halves, ip,
+        parse,
     },
     packet::Frame,
 };
@@ -39,6 +40,10 @@ static FRAGMENTS: LruHashMap<FragmentKey, u64> = LruHashMap::with_max_entries(FR
 
 #[map(name = "FILTER_COUNT_V1")]
 static COUNTS: PerCpuHashMap<FilterKey, Counts> =
+    PerCpuHashMap::with_max_entries(FILTERS_ENTRIES, BPF_F_NO_PREALLOC);
+
+#[map(name = "FILTER_STRAY_V1")]
+static STRAYS: PerCpuHashMap<FilterKey, Strays> =
     PerCpuHashMap::with_max_entries(FILTERS_ENTRIES, BPF_F_NO_PREALLOC);
 
 #[map(name = "DHCP_V1")]
@@ -162,7 +167,12 @@ fn judge(context: &TcContext, direction: u32) -> i32 {
     }
     // SAFETY: as above.
     let segments = unsafe { (*skb).gso_segs };
-    count(key, |counts| counts.dropped += u64::from(if segments == 0 { 1 } else { segments }));
+    let segments = u64::from(if segments == 0 { 1 } else { segments });
+    if work.packet.is_tcp() && work.packet.tcp_flags & Packet::SYN == 0 {
+        stray(key, Strays { segments, full: 0 });
+    } else {
+        count(key, |counts| counts.dropped += segments);
+    }
     TCX_DROP
 }
 
@@ -374,8 +384,11 @@ fn is_opening(work: &mut Work, key: FilterKey, filter: &Filter, now: u64) -> boo
         }
     };
     let connection = Connection { seen_ns: now, epoch: filter.epoch, flags };
-    let _ = CONNECTIONS.insert(&work.connection, connection, u64::from(BPF_ANY));
+    let is_kept = CONNECTIONS.insert(&work.connection, connection, u64::from(BPF_ANY)).is_ok();
     count(key, |counts| counts.opened += 1);
+    if !is_kept {
+        stray(key, Strays { segments: 0, full: 1 });
+    }
     true
 }
 
@@ -449,5 +462,20 @@ fn count(key: FilterKey, add: impl FnOnce(&mut Counts)) {
     if let Some(counts) = entry {
         // SAFETY: this CPU's own value, which nothing else writes while the program runs.
         add(unsafe { &mut *counts });
+    }
+}
+
+#[inline(always)]
+fn stray(key: FilterKey, more: Strays) {
+    match STRAYS.get_ptr_mut(key) {
+        // SAFETY: this CPU's own value, as in `count`.
+        Some(strays) => unsafe {
+            (*strays).segments += more.segments;
+            (*strays).full += more.full;
+        },
+        // The others' are zero then.
+        None => {
+            let _ = STRAYS.insert(key, more, u64::from(BPF_ANY));
+        }
     }
 }

@@ -49,11 +49,25 @@ const HEAD_BYTES: u32 = 128;
 #[inline(always)]
 pub fn head(context: &TcContext) -> Head<'_> {
     let wanted = context.len().min(HEAD_BYTES);
-    if context.data() + wanted as usize > context.data_end() {
+    if context.data() + wanted as usize > context.data_end() && !is_segment(context) {
         // If there is no memory for it, less is read.
         let _ = context.pull_data(wanted);
     }
     Head(context)
+}
+
+/// Whether it is TCP whose headers, which are all that is read of it, are in the linear part. The payload of large
+/// segments is elsewhere, and to pull some of it in would make the kernel copy the head of each.
+#[allow(dead_code, reason = "as above")]
+#[inline(always)]
+fn is_segment(context: &TcContext) -> bool {
+    let Some(bytes) = near::<54>(context, 0) else { return false };
+    match [bytes[12], bytes[13]] {
+        // Without options, and no fragment but perhaps the first.
+        [0x08, 0x00] => bytes[14] == 0x45 && bytes[23] == 6 && bytes[20] & 0x1f == 0 && bytes[21] == 0,
+        [0x86, 0xdd] => bytes[20] == 6 && near::<74>(context, 0).is_some(),
+        _ => false,
+    }
 }
 
 impl Frame for Head<'_> {
@@ -73,5 +87,13 @@ impl Frame for Head<'_> {
 pub fn size(context: &TcContext) -> Size {
     let skb = context.skb.skb;
     // SAFETY: the context that the kernel passed to this program; these are its fields for any TC program.
-    unsafe { Size { bytes: (*skb).len, segments: (*skb).gso_segs, segment_bytes: (*skb).gso_size } }
+    unsafe {
+        Size {
+            bytes: (*skb).len,
+            segments: (*skb).gso_segs,
+            segment_bytes: (*skb).gso_size,
+            // An outer VLAN tag is beside the packet, not in it.
+            tag_bytes: if (*skb).vlan_present != 0 { 4 } else { 0 },
+        }
+    }
 }

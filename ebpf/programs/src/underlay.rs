@@ -173,14 +173,20 @@ fn tell(
 
 #[inline(always)]
 fn count_traffic(key: &TrafficKey, seen: Traffic) {
-    if TRAFFIC.get_ptr_mut(key).is_none() {
-        // SAFETY: a static in .rodata, as above.
-        let known_only = unsafe { core::ptr::read_volatile(&raw const KNOWN_ONLY) } != 0;
-        if known_only && key.direction == Direction::Rx as u8 && tables::network(key.vni).is_none() {
-            count_other(Other::UnknownVni);
-            tell(EventKind::UnknownVni, key.vni, 0, [0; 6], [0; 6], NONE, key.peer);
-            return;
-        }
+    // Nearly always it is there, and nothing else is looked up.
+    let Some(entry) = TRAFFIC.get_ptr_mut(key) else { return begin_traffic(key, seen) };
+    add(entry, seen);
+}
+
+/// Counts the first packet of a kind.
+#[inline(always)]
+fn begin_traffic(key: &TrafficKey, seen: Traffic) {
+    // SAFETY: a static in .rodata, as above.
+    let known_only = unsafe { core::ptr::read_volatile(&raw const KNOWN_ONLY) } != 0;
+    if known_only && key.direction == Direction::Rx as u8 && tables::network(key.vni).is_none() {
+        count_other(Other::UnknownVni);
+        tell(EventKind::UnknownVni, key.vni, 0, [0; 6], [0; 6], NONE, key.peer);
+        return;
     }
     add_traffic(key, seen);
 }
@@ -194,13 +200,18 @@ fn add_traffic(key: &TrafficKey, seen: Traffic) {
         entry = TRAFFIC.get_ptr_mut(key);
     }
     match entry {
-        // SAFETY: this CPU's own value, which nothing else writes while the program runs: it is not preempted
-        // by another run, since both directions run with bottom halves off.
-        Some(traffic) => unsafe {
-            (*traffic).packets += seen.packets;
-            (*traffic).bytes += seen.bytes;
-        },
+        Some(entry) => add(entry, seen),
         None => count_other(Other::MapFull),
+    }
+}
+
+#[inline(always)]
+fn add(entry: *mut Traffic, seen: Traffic) {
+    // SAFETY: this CPU's own value, which nothing else writes while the program runs: it is not preempted by another
+    // run, since both directions run with bottom halves off.
+    unsafe {
+        (*entry).packets += seen.packets;
+        (*entry).bytes += seen.bytes;
     }
 }
 

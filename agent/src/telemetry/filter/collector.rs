@@ -1,11 +1,12 @@
 //! The filter's counters for `/metrics`.
 
 use super::PortFilter;
+use crate::telemetry::batch;
 use crate::telemetry::taps::name_of;
-use godwit_ebpf_common::filter::{Counts, INGRESS};
+use godwit_ebpf_common::filter::{CONNECTIONS_MAP, Connection, ConnectionKey, Counts, INGRESS, Strays};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{CounterVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use std::sync::Arc;
 
 /// Reads the maps when it is scraped.
@@ -16,6 +17,11 @@ pub struct FilterCollector {
     lost: IntCounterVec,
     ports: IntGauge,
     members: IntGaugeVec,
+    connections: IntGaugeVec,
+    capacity: IntGauge,
+    full: IntCounterVec,
+    runs: IntCounterVec,
+    run_seconds: CounterVec,
 }
 
 impl FilterCollector {
@@ -51,20 +57,89 @@ impl FilterCollector {
                 ),
                 &["state"],
             )?,
+            connections: IntGaugeVec::new(
+                Opts::new(
+                    "godwit_filter_connections",
+                    "Connections that are remembered: live, or idle for so long that they count no more.",
+                ),
+                &["state"],
+            )?,
+            capacity: IntGauge::new(
+                "godwit_filter_connections_capacity",
+                "Most connections that are remembered; more push out those longest unused.",
+            )?,
+            full: counter(
+                "godwit_filter_map_full_total",
+                "Entries that a map of the filter had no room for.",
+                &["map"],
+            )?,
+            runs: counter(
+                "godwit_filter_program_runs_total",
+                "Runs of the filter's program since its load, while the kernel counts them.",
+                &["program"],
+            )?,
+            run_seconds: CounterVec::new(
+                Opts::new(
+                    "godwit_filter_program_run_seconds_total",
+                    "Time that those runs took, over all CPUs.",
+                ),
+                &["program"],
+            )?,
         })
+    }
+
+    /// Connections that count, and those that do not any more.
+    fn read_connections(&self) {
+        let (mut live, mut idle) = (0, 0);
+        let now = super::monotonic_ns();
+        let take = |key: ConnectionKey, connection: &Connection| {
+            let unused = now.saturating_sub(connection.seen_ns);
+            let of = if unused < connection.timeout_ns(key.protocol) { &mut live } else { &mut idle };
+            *of += 1;
+        };
+        if let Err(error) = batch::each(&self.filter.lock().connections, CONNECTIONS_MAP, take) {
+            tracing::error!("connections are not counted: {}", crate::hypervisor::chain(&error));
+        }
+        self.connections.with_label_values(&["live"]).set(live);
+        self.connections.with_label_values(&["idle"]).set(idle);
+    }
+
+    fn read_cost(&self) {
+        self.runs.reset();
+        self.run_seconds.reset();
+        // A program that was never timed has no cost to tell, and zero would be a wrong one.
+        let costs = self.filter.read_cost().into_iter().flatten().filter(|cost| cost.runs > 0);
+        for cost in costs {
+            self.runs.with_label_values(&[cost.program]).inc_by(cost.runs);
+            self.run_seconds.with_label_values(&[cost.program]).inc_by(cost.time.as_secs_f64());
+        }
     }
 }
 
 impl Collector for FilterCollector {
     fn desc(&self) -> Vec<&Desc> {
-        [self.drops.desc(), self.opened.desc(), self.lost.desc(), self.ports.desc(), self.members.desc()]
-            .concat()
+        [
+            self.drops.desc(),
+            self.opened.desc(),
+            self.lost.desc(),
+            self.ports.desc(),
+            self.members.desc(),
+            self.connections.desc(),
+            self.capacity.desc(),
+            self.full.desc(),
+            self.runs.desc(),
+            self.run_seconds.desc(),
+        ]
+        .concat()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.drops.reset();
         self.opened.reset();
         self.lost.reset();
+        self.full.reset();
+        self.read_connections();
+        self.read_cost();
         let inner = self.filter.lock();
         for (key, values) in inner.counts.iter().flat_map(|map| map.iter()).filter_map(Result::ok) {
             let Some(tap) = name_of(key.link) else { continue };
@@ -75,9 +150,20 @@ impl Collector for FilterCollector {
             self.opened.with_label_values(&[&tap, direction]).inc_by(sum(|c| c.opened));
             self.lost.with_label_values(&[tap.as_str()]).inc_by(sum(|c| c.lost));
         }
+        for (key, values) in inner.strays.iter().filter_map(Result::ok) {
+            let Some(tap) = name_of(key.link) else { continue };
+            let direction = if key.direction == INGRESS { "ingress" } else { "egress" };
+            let sum = |of: fn(&Strays) -> u64| values.iter().map(of).sum::<u64>();
+            self.drops.with_label_values(&[&tap, direction, "no_connection"]).inc_by(sum(|s| s.segments));
+            self.full.with_label_values(&["connections"]).inc_by(sum(|s| s.full));
+        }
         self.ports.set((inner.filters.keys().filter_map(Result::ok).count() / 2) as i64);
         self.members.with_label_values(&["told"]).set(inner.told.len() as i64);
         self.members.with_label_values(&["refused"]).set(inner.refused as i64);
+        self.full.with_label_values(&["connections"]);
+        self.full.with_label_values(&["filters"]).inc_by(inner.full);
+        self.full.with_label_values(&["members"]).inc_by(inner.refused);
+        self.capacity.set(inner.capacity.into());
         drop(inner);
         [
             self.drops.collect(),
@@ -85,6 +171,11 @@ impl Collector for FilterCollector {
             self.lost.collect(),
             self.ports.collect(),
             self.members.collect(),
+            self.connections.collect(),
+            self.capacity.collect(),
+            self.full.collect(),
+            self.runs.collect(),
+            self.run_seconds.collect(),
         ]
         .concat()
     }

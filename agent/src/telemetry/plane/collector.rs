@@ -1,15 +1,13 @@
 //! What the ports' programs have counted, as Prometheus series.
 
 use super::DataPlane;
+use crate::metrics::Exposition;
 use crate::telemetry::TelemetryError;
-use crate::telemetry::series::{Series, counter, gauge};
+use crate::telemetry::series::{Series, counter, gauge, write_labels};
 use godwit_ebpf_common::tables::{AccountKey, Outcome, Protocol, Reason};
 use godwit_ebpf_common::underlay::Class;
-use prometheus::IntCounter;
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const TRAFFIC: &[&str] = &["vni", "port", "direction", "class"];
 const NEIGHBOURS: &[&str] = &["vni", "port", "protocol"];
@@ -99,52 +97,33 @@ const RUN_SECONDS: Series = counter(
     &["program"],
 );
 
+const READS_FAILED: Series = counter(
+    "godwit_port_reads_failed_total",
+    "Scrapes in which the kernel did not let the ports' counters be read.",
+    &[],
+);
+
 /// The series `godwit_port_…`, `godwit_neighbour_…` and `godwit_telemetry_…`.
 pub struct PlaneCollector {
     plane: Arc<DataPlane>,
-    reads_failed: IntCounter,
-    descriptions: Vec<Desc>,
+    reads_failed: AtomicU64,
 }
 
 impl PlaneCollector {
-    /// A collector of what `plane` counts, to be registered.
-    ///
-    /// # Errors
-    /// Never with these names; the type is Prometheus' own.
-    pub fn new(plane: Arc<DataPlane>) -> Result<Self, prometheus::Error> {
-        let reads_failed = IntCounter::new(
-            "godwit_port_reads_failed_total",
-            "Scrapes in which the kernel did not let the ports' counters be read.",
-        )?;
-        let series = [
-            PACKETS,
-            BYTES,
-            DROPS,
-            LOST,
-            FULL,
-            ENTRIES,
-            CAPACITY,
-            INCOMPLETE,
-            ATTACHED,
-            FAILED,
-            RUNS,
-            RUN_SECONDS,
-        ];
-        let all = series.iter().chain(&OUTCOMES);
-        let mut descriptions = all.map(Series::desc).collect::<Result<Vec<_>, _>>()?;
-        descriptions.extend(reads_failed.desc().into_iter().cloned());
-        Ok(Self { plane, reads_failed, descriptions })
+    /// A collector of what `plane` counts.
+    pub fn new(plane: Arc<DataPlane>) -> Self {
+        Self { plane, reads_failed: AtomicU64::new(0) }
     }
 
-    fn read(&self) -> Result<Vec<MetricFamily>, TelemetryError> {
-        let mut families = self.read_accounts()?;
-        families.extend(self.read_state()?);
-        Ok(families)
+    fn read(&self, text: &mut String) -> Result<(), TelemetryError> {
+        self.read_accounts(text)?;
+        self.read_state(text)
     }
 
-    fn read_accounts(&self) -> Result<Vec<MetricFamily>, TelemetryError> {
+    fn read_accounts(&self, text: &mut String) -> Result<(), TelemetryError> {
         let (mut packets, mut bytes, mut drops) = (PACKETS.family(), BYTES.family(), DROPS.family());
         let mut outcomes = OUTCOMES.map(|series| series.family());
+        let mut block = String::new();
         for (key, account) in self.plane.read()? {
             let (vni, port) = (key.vni.to_string(), port_label(&key));
             let directions = [
@@ -155,53 +134,60 @@ impl PlaneCollector {
                 // What never occurred has no series: most of a port's would stay zero.
                 for (index, class) in Class::ALL.iter().enumerate().filter(|(i, _)| packet_counts[*i] > 0) {
                     let labels = [vni.as_str(), port.as_str(), direction, class.as_str()];
-                    packets.push(&labels, packet_counts[index] as f64);
-                    bytes.push(&labels, byte_counts[index] as f64);
+                    block.clear();
+                    write_labels(&mut block, TRAFFIC, &labels);
+                    packets.push_under(&block, packet_counts[index]);
+                    bytes.push_under(&block, byte_counts[index]);
                 }
             }
             for (protocol, counts) in Protocol::ALL.iter().zip(account.neighbours) {
                 for (family, count) in outcomes.iter_mut().zip(counts).filter(|(_, count)| *count > 0) {
-                    family.push(&[&vni, &port, protocol.as_str()], count as f64);
+                    family.push(&[&vni, &port, protocol.as_str()], count);
                 }
             }
             for (reason, count) in Reason::ALL.iter().zip(account.drops).filter(|(_, count)| *count > 0) {
-                drops.push(&[&vni, &port, reason.as_str()], count as f64);
+                drops.push(&[&vni, &port, reason.as_str()], count);
             }
         }
-        Ok([packets, bytes, drops].into_iter().chain(outcomes).map(|family| family.finish()).collect())
+        for family in [packets, bytes, drops].into_iter().chain(outcomes) {
+            family.finish(text);
+        }
+        Ok(())
     }
 
-    fn read_state(&self) -> Result<Vec<MetricFamily>, TelemetryError> {
+    fn read_state(&self, text: &mut String) -> Result<(), TelemetryError> {
         let plane = &self.plane;
         let mut lost = LOST.family();
         for (what, count) in plane.read_lost()? {
-            lost.push(&[what.as_str()], count as f64);
+            lost.push(&[what.as_str()], count);
         }
         let (mut full, mut failed) = (FULL.family(), FAILED.family());
-        full.push(&[], plane.full.load(Ordering::Relaxed) as f64);
-        failed.push(&[], plane.failed.load(Ordering::Relaxed) as f64);
+        full.push(&[], plane.full.load(Ordering::Relaxed));
+        failed.push(&[], plane.failed.load(Ordering::Relaxed));
         let filling = plane.filling();
         let (mut entries, mut capacity) = (ENTRIES.family(), CAPACITY.family());
         for (map, count) in filling.entries {
-            entries.push(&[map], count as f64);
+            entries.push(&[map], count);
         }
         for (map, count) in plane.capacity.entries() {
-            capacity.push(&[map], f64::from(count));
+            capacity.push(&[map], count);
         }
         let mut incomplete = INCOMPLETE.family();
-        incomplete.push(&["networks"], filling.incomplete as f64);
-        incomplete.push(&["ports"], filling.refused as f64);
+        incomplete.push(&["networks"], filling.incomplete);
+        incomplete.push(&["ports"], filling.refused);
         let (on, off) = plane.attached();
         let mut attached = ATTACHED.family();
-        attached.push(&["yes"], on as f64);
-        attached.push(&["no"], off as f64);
+        attached.push(&["yes"], on);
+        attached.push(&["no"], off);
         let (mut runs, mut seconds) = (RUNS.family(), RUN_SECONDS.family());
         for cost in plane.read_cost()?.into_iter().filter(|cost| cost.runs > 0) {
-            runs.push(&[cost.program], cost.runs as f64);
+            runs.push(&[cost.program], cost.runs);
             seconds.push(&[cost.program], cost.time.as_secs_f64());
         }
-        let families = [lost, full, failed, entries, capacity, incomplete, attached, runs, seconds];
-        Ok(families.into_iter().map(|family| family.finish()).collect())
+        for family in [lost, full, failed, entries, capacity, incomplete, attached, runs, seconds] {
+            family.finish(text);
+        }
+        Ok(())
     }
 }
 
@@ -218,18 +204,14 @@ pub(super) fn tap(port: u64) -> String {
     format!("gwt{:011x}", port >> 20)
 }
 
-impl Collector for PlaneCollector {
-    fn desc(&self) -> Vec<&Desc> {
-        self.descriptions.iter().collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let mut families = self.read().unwrap_or_else(|error| {
+impl Exposition for PlaneCollector {
+    fn write(&self, text: &mut String) {
+        if let Err(error) = self.read(text) {
             tracing::error!(error = &error as &dyn std::error::Error, "the ports' counters were not read");
-            self.reads_failed.inc();
-            Vec::new()
-        });
-        families.extend(self.reads_failed.collect());
-        families
+            self.reads_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut failed = READS_FAILED.family();
+        failed.push(&[], self.reads_failed.load(Ordering::Relaxed));
+        failed.finish(text);
     }
 }

@@ -363,7 +363,15 @@ fn the_tables_hold_what_was_told_and_nothing_else() {
         again.tell(&network());
         assert_eq!(dump(&again), first);
         again.plane.remove(VNI).unwrap();
-        assert!(dump(&again).is_empty());
+        // Who is still sent to here is remembered for a while.
+        let left = dump(&again).remove(&VNI).unwrap();
+        assert_eq!(
+            (left.stations.keys().copied().collect::<Vec<_>>(), left.neighbours.len()),
+            (vec![GUEST], 0)
+        );
+        let third = Bench { plane: DataPlane::open(Path::new(BPFFS), Capacity::default()).unwrap() };
+        third.plane.forget_departed(&mut third.plane.inner(), u64::MAX).unwrap();
+        assert!(dump(&third).is_empty(), "also by an agent that starts later");
     });
 }
 

@@ -1,13 +1,14 @@
 //! The counters as Prometheus series, read from the kernel when they are scraped.
 
 use super::VxlanTelemetry;
+use crate::metrics::Exposition;
 use crate::telemetry::TelemetryError;
-use crate::telemetry::series::{Series, counter, gauge};
+use crate::telemetry::series::{Series, counter, gauge, write_labels};
 use godwit_ebpf_common::underlay::Direction;
-use prometheus::IntCounter;
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const TRAFFIC: &[&str] = &["vni", "direction", "class", "peer"];
 
@@ -52,76 +53,78 @@ const RUN_SECONDS: Series = counter(
     &["direction"],
 );
 
+const READS_FAILED: Series = counter(
+    "godwit_vxlan_reads_failed_total",
+    "Scrapes in which the kernel did not let the VXLAN counters be read.",
+    &[],
+);
+
 /// The series `godwit_vxlan_…`.
 ///
 /// The counters are the kernel's: it keeps none but that of failed reads.
 pub struct VxlanCollector {
     telemetry: Arc<VxlanTelemetry>,
-    reads_failed: IntCounter,
-    descriptions: Vec<Desc>,
+    reads_failed: AtomicU64,
 }
 
 impl VxlanCollector {
-    /// A collector of what `telemetry` counts, to be registered.
-    ///
-    /// # Errors
-    /// Never with these names; the type is Prometheus' own.
-    pub fn new(telemetry: Arc<VxlanTelemetry>) -> Result<Self, prometheus::Error> {
-        let reads_failed = IntCounter::new(
-            "godwit_vxlan_reads_failed_total",
-            "Scrapes in which the kernel did not let the VXLAN counters be read.",
-        )?;
-        let series = [PACKETS, BYTES, OTHER, STALE, STALE_SECONDS, ATTACHED, RUNS, RUN_SECONDS];
-        let mut descriptions = series.iter().map(Series::desc).collect::<Result<Vec<_>, _>>()?;
-        descriptions.extend(reads_failed.desc().into_iter().cloned());
-        Ok(Self { telemetry, reads_failed, descriptions })
+    /// A collector of what `telemetry` counts.
+    pub fn new(telemetry: Arc<VxlanTelemetry>) -> Self {
+        Self { telemetry, reads_failed: AtomicU64::new(0) }
     }
 
-    fn read(&self) -> Result<Vec<MetricFamily>, TelemetryError> {
+    fn read(&self, text: &mut String) -> Result<(), TelemetryError> {
         let telemetry = &self.telemetry;
         let (mut packets, mut bytes) = (PACKETS.family(), BYTES.family());
-        for sample in telemetry.read()? {
-            let (vni, peer) = (sample.vni.to_string(), sample.peer.to_string());
-            let labels = [vni.as_str(), sample.direction.as_str(), sample.class.as_str(), peer.as_str()];
-            packets.push(&labels, sample.packets as f64);
-            bytes.push(&labels, sample.bytes as f64);
-        }
+        // Peers are few, and each is written very often.
+        let mut peers: BTreeMap<IpAddr, String> = BTreeMap::new();
+        let mut labels = String::new();
+        telemetry.each(|sample| {
+            let peer = peers.entry(sample.peer).or_insert_with(|| sample.peer.to_string());
+            let vni = sample.vni.to_string();
+            labels.clear();
+            write_labels(
+                &mut labels,
+                TRAFFIC,
+                &[&vni, sample.direction.as_str(), sample.class.as_str(), peer],
+            );
+            packets.push_under(&labels, sample.packets);
+            bytes.push_under(&labels, sample.bytes);
+        })?;
         let mut others = OTHER.family();
         for (other, count) in telemetry.read_other()? {
-            others.push(&[other.as_str()], count as f64);
+            others.push(&[other.as_str()], count);
         }
         let (mut stale, mut longest) = (STALE.family(), STALE_SECONDS.family());
         for (vni, (count, after)) in telemetry.read_stale()? {
-            stale.push(&[&vni.to_string()], count as f64);
+            stale.push(&[&vni.to_string()], count);
             longest.push(&[&vni.to_string()], after.as_secs_f64());
         }
         let (mut attached, mut runs, mut seconds) = (ATTACHED.family(), RUNS.family(), RUN_SECONDS.family());
         for (direction, cost) in Direction::ALL.into_iter().zip(telemetry.read_cost()?) {
             let labels = [direction.as_str()];
-            attached.push(&labels, f64::from(u8::from(telemetry.is_attached(direction)?)));
+            attached.push(&labels, u8::from(telemetry.is_attached(direction)?));
             // A program that was never timed has no cost to tell, and zero would be a wrong one.
             if cost.runs > 0 {
-                runs.push(&labels, cost.runs as f64);
+                runs.push(&labels, cost.runs);
                 seconds.push(&labels, cost.time.as_secs_f64());
             }
         }
-        let families = [packets, bytes, others, stale, longest, attached, runs, seconds];
-        Ok(families.into_iter().map(|family| family.finish()).collect())
+        for family in [packets, bytes, others, stale, longest, attached, runs, seconds] {
+            family.finish(text);
+        }
+        Ok(())
     }
 }
 
-impl Collector for VxlanCollector {
-    fn desc(&self) -> Vec<&Desc> {
-        self.descriptions.iter().collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let mut families = self.read().unwrap_or_else(|error| {
+impl Exposition for VxlanCollector {
+    fn write(&self, text: &mut String) {
+        if let Err(error) = self.read(text) {
             tracing::error!(error = &error as &dyn std::error::Error, "the VXLAN counters were not read");
-            self.reads_failed.inc();
-            Vec::new()
-        });
-        families.extend(self.reads_failed.collect());
-        families
+            self.reads_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut failed = READS_FAILED.family();
+        failed.push(&[], self.reads_failed.load(Ordering::Relaxed));
+        failed.finish(text);
     }
 }

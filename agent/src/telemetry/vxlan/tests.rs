@@ -208,7 +208,8 @@ fn wire_sizes_are_those_of_the_segments() {
         let packet = frame.build();
         let Packet::Vxlan { inner, .. } = parse(packet.as_slice(), PORT) else { panic!("not VXLAN") };
         let bytes = packet.len() as u32;
-        let traffic = on_the_wire(packet.as_slice(), inner, Size { bytes, segments, segment_bytes });
+        let traffic =
+            on_the_wire(packet.as_slice(), inner, Size { bytes, segments, segment_bytes, tag_bytes: 0 });
         (traffic.packets, traffic.bytes - u64::from(bytes))
     };
     let tcp = Frame::v4().with_tcp(2000);

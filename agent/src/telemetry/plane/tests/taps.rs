@@ -359,3 +359,24 @@ fn a_packet_for_a_station_that_left_is_stale_and_one_for_a_strange_network_is_co
         drop(one);
     });
 }
+
+#[test]
+fn packets_for_a_station_that_left_with_its_network_are_stale_and_not_only_of_a_strange_one() {
+    in_sandbox(|| {
+        let (_one, two) = (site(1, true), site(2, true));
+        assert!(ping(1, "10.0.0.2", 1));
+        in_namespace("h2", || two.overlay.remove(VNI).unwrap());
+        ping(1, "10.0.0.2", 3);
+        let stale = two.underlay.read_stale().unwrap();
+        assert!(stale[&VNI].0 >= 3 && stale[&VNI].1 > Duration::ZERO, "{stale:?}");
+        let plane = two.plane.as_ref().unwrap();
+        plane.forget_departed(&mut plane.inner(), u64::MAX).unwrap();
+        assert!(two.underlay.read_stale().unwrap().is_empty());
+        ping(1, "10.0.0.2", 1);
+        assert!(two.underlay.read_stale().unwrap().is_empty(), "nothing is known of it any more");
+        // It comes back as if it had never been here.
+        in_namespace("h2", || two.overlay.ensure(&wanted(2)).unwrap());
+        assert!(ping(1, "10.0.0.2", 1));
+        assert!(two.underlay.read_stale().unwrap().is_empty());
+    });
+}

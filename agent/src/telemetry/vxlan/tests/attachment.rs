@@ -1,13 +1,13 @@
 //! What happens around the programs: real packets, restarts, links that come and go.
 
 use super::BPFFS;
+use crate::metrics::Exposition as _;
 use crate::network::sandbox::{add_host, in_namespace, in_sandbox, run, try_run};
 use crate::telemetry::vxlan::{Options, VxlanCollector, VxlanTelemetry, side};
 use crate::telemetry::{Capacity, TelemetryError};
 use aya::programs::SchedClassifier;
 use aya::sys::{Stats, enable_stats};
 use godwit_ebpf_common::underlay::{Class, Direction};
-use prometheus::Registry;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -378,11 +378,11 @@ fn a_scrape_shows_what_the_kernel_counted() {
     in_sandbox(|| {
         two_hosts();
         let telemetry = Arc::new(ensure("h1", Options::default()));
-        let registry = Registry::new();
-        registry.register(Box::new(VxlanCollector::new(Arc::clone(&telemetry)).unwrap())).unwrap();
+        let collector = VxlanCollector::new(Arc::clone(&telemetry));
         let scrape = || {
-            let families = in_namespace("h1", || registry.gather());
-            prometheus::TextEncoder::new().encode_to_string(&families).unwrap()
+            let mut text = String::new();
+            in_namespace("h1", || collector.write(&mut text));
+            text
         };
         assert!(!scrape().contains("godwit_vxlan_packets_total"), "nothing was counted yet");
         ping(4);
