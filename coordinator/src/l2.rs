@@ -38,6 +38,12 @@ impl Queue {
     }
 }
 
+/// Networks that a host needs.
+pub fn networks_of(fleet: &Fleet, host: HostId) -> BTreeSet<NetworkId> {
+    let here = |p: &&Port| p.host == Some(host) || p.target_host == Some(host);
+    fleet.ports.values().filter(here).map(|p| p.network).collect()
+}
+
 /// Hosts that need a network: those where a port is, and those where one will be.
 pub fn hosts_of(fleet: &Fleet, network: NetworkId) -> BTreeSet<HostId> {
     let ports = fleet.ports.values().filter(|p| p.network == network);

@@ -199,13 +199,26 @@ fn repair(app: &Shared, host: HostId) {
         let report = app.ledger.observe(|fleet| {
             let observed = fleet.observed.get_mut(&host)?;
             observed.repair_due = false;
-            observed.repaired_at = Some(now());
-            observed.report.clone()
+            let is_first = observed.repaired_at.replace(now()).is_none();
+            Some((observed.report.clone()?, is_first))
         });
-        if let Some(report) = report {
+        if let Some((report, is_first)) = report {
+            if is_first {
+                tell_networks(&app, host).await;
+            }
             make_as_wanted(&app, &report).await;
         }
     });
+}
+
+/// Tells a host all its networks: a coordinator that has just started may have other policies than the one before, and
+/// of those hosts report nothing.
+async fn tell_networks(app: &Shared, host: HostId) {
+    for network in app.ledger.read(|fleet| l2::networks_of(fleet, host)) {
+        if let Err(error) = l2::ensure(app, host, network).await {
+            tracing::warn!(%host, %network, %error, "a host did not take a network");
+        }
+    }
 }
 
 /// Reservations that nobody owns go, networks that differ are told again, networks that nobody knows are removed.
