@@ -4,6 +4,7 @@
 //! carries one lab.
 #![forbid(unsafe_code)]
 
+mod counters;
 mod crashes;
 mod drains;
 mod drift;
@@ -21,4 +22,5 @@ mod races;
 mod resizes;
 mod storage;
 mod trust;
+mod tunnels;
 mod underlay;

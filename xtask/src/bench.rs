@@ -6,6 +6,7 @@
 mod copy;
 mod footprint;
 mod locality;
+mod overlay;
 mod place;
 mod record;
 mod stream;
@@ -63,6 +64,8 @@ enum Name {
     Footprint,
     /// What telling where guests are costs
     Locality,
+    /// What crosses the underlay, and what the programs of the overlay cost
+    Overlay,
     /// Finding the host and the exact place on it
     Place,
 }
@@ -163,6 +166,11 @@ fn measure(
     }
     if matches!(name, Name::All | Name::Locality) {
         let measured = locality::measure(programs, effort)?;
+        print_table(&measured);
+        records.extend(measured);
+    }
+    if matches!(name, Name::All | Name::Overlay) {
+        let measured = overlay::measure(programs, effort)?;
         print_table(&measured);
         records.extend(measured);
     }

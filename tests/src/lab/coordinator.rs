@@ -49,7 +49,7 @@ impl Coordinator {
     }
 
     /// Puts `lines` before all others of its settings, instead of those of the same keys; keys of tables cannot be set.
-    pub(super) fn set(&self, lines: &str) -> Result<(), LabError> {
+    pub fn set(&self, lines: &str) -> Result<(), LabError> {
         let path = self.host.file("lib/godwit/coordinator.toml");
         let text = std::fs::read_to_string(&path).map_err(LabError::io(format!("cannot read {path:?}")))?;
         let key = |line: &str| line.split_once('=').map(|(key, _)| key.trim().to_owned());

@@ -36,6 +36,7 @@ const BASE: &[Package] = &[
     package("rust-web-src", "1.90", "core's source, for the eBPF programs"),
     package("bpftool", "", "the tests' second opinion on programs and maps"),
     package("iproute2", "", "links of the lab's hosts"),
+    package("ethtool", "", "offloads of links, which tests set"),
     package("iputils-ping", "", "pings guests"),
     package("curl", "", "reads metrics as a scrape does"),
     package("tcpdump", "", "the tests' second opinion on packets"),
@@ -66,6 +67,7 @@ const BENCH: &[Package] = &[
     package("openssl", "", "certificates for peers of streams"),
     package("socat", "", "a peer of the migration relay"),
     package("iperf3", "", "a peer and limit of the overlay"),
+    package("openvswitch-switch", "", "a peer of the overlay, in user space; its service need not run"),
 ];
 
 const VENV: Package = package("python3-venv", "", "makes the environment of the OpenStack clients");
