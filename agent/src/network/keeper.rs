@@ -116,7 +116,11 @@ impl Keeper {
     /// only for a repair.
     pub fn check(&self) {
         self.network.refresh();
-        self.prune();
+        {
+            // A tap that is made meanwhile is wanted, and must be known to be.
+            let _turn = self.turn();
+            self.prune();
+        }
         let found = match self.network.observe() {
             Ok(found) => found,
             Err(error) => {
