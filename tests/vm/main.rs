@@ -7,4 +7,5 @@ mod core;
 mod faults;
 mod fleet;
 mod nfs;
+mod overlays;
 mod shares;
