@@ -10,7 +10,7 @@ use super::TelemetryError;
 use super::attachment::Place;
 use super::batch;
 use super::pins::{Content, Earlier, Layout, Pins};
-use super::shared::{self, Capacity, Version, layout, map_error, take_map};
+use super::shared::{self, Capacity, Version, layout, take_map};
 use aya::maps::{MapData, MapType, PerCpuArray, PerCpuHashMap};
 use aya::programs::ProgramError;
 use aya::programs::tc::{SchedClassifier, TcAttachType};
