@@ -11,7 +11,11 @@ const NEAR_BYTES: usize = 512;
 /// Bytes in the linear part of a packet.
 #[inline(always)]
 fn near<const N: usize>(context: &TcContext, offset: usize) -> Option<[u8; N]> {
-    let start = context.data() + (offset & (NEAR_BYTES - 1));
+    // Read anew, or the compiler leaves out the mask, which the check below makes needless: the verifier of Linux 6.12 may
+    // lose the number's bounds at that check, and then wants the mask.
+    // SAFETY: a reference's place.
+    let masked = unsafe { (&raw const offset).read_volatile() } & (NEAR_BYTES - 1);
+    let start = context.data() + masked;
     if offset < NEAR_BYTES && start + N <= context.data_end() {
         // SAFETY: these bytes are inside the packet, as the verifier checks by the line above.
         return Some(unsafe { *(start as *const [u8; N]) });
