@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use std::net::UdpSocket;
 
 /// Runs of a program on one packet.
-const REPEAT: u32 = 1_000_000;
+const REPEAT: u32 = 300_000;
 
 /// Connections that are opened.
 const NEW: u16 = 20_000;
@@ -106,7 +106,7 @@ fn nanoseconds(host: &Host, pin: &str, tap: &str, frame: &[u8]) -> Result<u64, S
         host.name
     );
     run(&format!("{line}{}", REPEAT / 20));
-    let mut runs: Vec<u64> = (0..5)
+    let mut runs: Vec<u64> = (0..3)
         .map(|_| {
             let printed = run(&format!("{line}{REPEAT}"));
             let printed: Value = serde_json::from_str(&printed).unwrap_or_default();
