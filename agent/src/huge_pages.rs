@@ -71,7 +71,8 @@ impl HugePages {
             let (cell, size) = (key.0.to_string(), key.1.to_string());
             self.taken.with_label_values(&[&*cell, &*size]).set(pool.taken as i64);
         }
-        let waiting: Vec<Reservation> = self.reservations.list();
+        let mut waiting: Vec<Reservation> = self.reservations.list();
+        waiting.extend(self.reservations.list_beside());
         let running: BTreeSet<InstanceId> = waiting
             .iter()
             .filter(|r| self.processes.find(r.instance).is_some())

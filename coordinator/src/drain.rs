@@ -1,19 +1,22 @@
-//! Hosts that are being emptied: their instances move away by live migration, a few at once, until nothing is left or an
-//! operator says otherwise. That a host drains is durable, and all else follows from the records, so a restart goes on.
-//! What cannot move stays, is told with the reason, and is tried again.
+//! Hosts that are being emptied: their instances move away, a few at once, until nothing is left or an operator says
+//! otherwise. What runs moves live; what is switched off moves cold, which is confirmed at once, for it is as it was. That
+//! a host drains is durable, and all else follows from the records, so a restart goes on. What cannot move stays, is told
+//! with the reason, and is tried again.
 
 use crate::app::{App, Shared};
+use crate::error::Error;
 use crate::fleet::host::{Drain, Host};
 use crate::fleet::instance::{Instance, InstanceStatus};
-use crate::fleet::migration::{Migration, MigrationStatus};
+use crate::fleet::migration::{Migration, MigrationKind, MigrationStatus};
 use crate::fleet::operation::Verb;
 use crate::fleet::{Fleet, Time};
 use crate::ledger::now;
 use crate::liveness::Liveness;
 use crate::operations::place::Sought;
-use crate::operations::{StepError, live_migrate, place};
+use crate::operations::resize_instance::Wanted;
+use crate::operations::{StepError, confirm_resize, live_migrate, place, resize_instance};
 use crate::reconcile;
-use godwit_protocol::id::{HostId, InstanceId, UserId};
+use godwit_protocol::id::{HostId, InstanceId, MigrationId, UserId};
 use serde::Serialize;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -63,6 +66,7 @@ pub async fn run(app: Shared) {
         for round in app.ledger.read(|fleet| rounds(fleet, heartbeat, at)) {
             advance(&app, round, &mut look_after).await;
         }
+        confirm(&app, app.ledger.read(undecided)).await;
     }
 }
 
@@ -82,7 +86,7 @@ async fn advance(app: &Shared, round: Round, look_after: &mut BTreeMap<InstanceI
             look_after.insert(id, now() + heartbeat * LOOK_AGAIN);
             continue;
         }
-        match live_migrate::request(app, id, None, round.user).await {
+        match send_away(app, id, round.user).await {
             Ok(migration) => {
                 tracing::info!(host = %round.host, instance = %id, %migration, "a draining host sends an instance away");
                 free -= 1;
@@ -94,11 +98,42 @@ async fn advance(app: &Shared, round: Round, look_after: &mut BTreeMap<InstanceI
     }
 }
 
+async fn send_away(app: &Shared, id: InstanceId, user: UserId) -> Result<MigrationId, Error> {
+    match app.ledger.read(|fleet| fleet.instances.get(&id).is_some_and(is_off)) {
+        true => resize_instance::request(app, id, Wanted::Host(None), user).await,
+        false => live_migrate::request(app, id, None, user).await,
+    }
+}
+
+/// Lets go of what is still held on a draining host for those that have left it switched off.
+async fn confirm(app: &Shared, moved: Vec<InstanceId>) {
+    for id in moved {
+        if let Err(error) = confirm_resize::request(app, id).await {
+            // Somebody was faster, or something runs on it: it is looked at again.
+            tracing::debug!(instance = %id, %error, "its move is not confirmed now");
+        }
+    }
+}
+
 fn has_place(app: &App, fleet: &Fleet, id: InstanceId, host: HostId) -> bool {
-    let Some(instance) = fleet.instances.get(&id).filter(|i| i.host == Some(host)) else { return false };
+    let instance = fleet.instances.get(&id).filter(|i| i.host == Some(host));
+    instance.is_some_and(|instance| find_place(app, fleet, instance, host).is_ok())
+}
+
+/// Where an instance of a draining host could go.
+fn find_place(app: &App, fleet: &Fleet, instance: &Instance, host: HostId) -> Result<(), StepError> {
     let not = [host];
-    let wish = place::Wish::of(instance, None, &not).running_on(host);
-    place::choose(fleet, &app.config, &wish).is_ok()
+    // It brings its disk with it.
+    let moved = Instance { disk_bytes: 0, ..instance.clone() };
+    let wish = match is_off(instance) {
+        true => place::Wish::of(&moved, None, &not).moving(),
+        false => place::Wish::of(instance, None, &not).running_on(host),
+    };
+    place::choose(fleet, &app.config, &wish).map(drop)
+}
+
+fn is_off(instance: &Instance) -> bool {
+    instance.status == InstanceStatus::Stopped
 }
 
 /// What each draining host that can be asked has to do.
@@ -128,12 +163,28 @@ fn rounds(fleet: &Fleet, heartbeat: Duration, at: Time) -> Vec<Round> {
 }
 
 fn is_moving(fleet: &Fleet, instance: &Instance) -> bool {
-    let running = fleet.running_operation(instance.id);
-    running.is_some_and(|operation| matches!(operation.verb, Verb::LiveMigrate { .. }))
+    fleet.running_operation(instance.id).is_some_and(|operation| moves(operation.verb))
+}
+
+fn moves(verb: Verb) -> bool {
+    matches!(verb, Verb::LiveMigrate { .. } | Verb::MigrateInstance { .. })
 }
 
 fn may_move(instance: &Instance) -> bool {
-    matches!(instance.status, InstanceStatus::Active | InstanceStatus::Paused) && !instance.delete_wanted
+    let status = instance.status;
+    let may = matches!(status, InstanceStatus::Active | InstanceStatus::Paused | InstanceStatus::Stopped);
+    may && !instance.delete_wanted
+}
+
+/// Instances that the drain of a host has sent away switched off, and whose move nobody has decided about.
+fn undecided(fleet: &Fleet) -> Vec<InstanceId> {
+    let by_drain = |m: &&Migration| {
+        let drain = fleet.hosts.get(&m.source).and_then(|host| host.drain.as_ref());
+        m.kind == MigrationKind::Cold
+            && m.status == MigrationStatus::Finished
+            && drain.is_some_and(|drain| drain.user == m.user && drain.since <= m.created_at)
+    };
+    fleet.migrations.values().filter(by_drain).map(|m| m.instance).collect()
 }
 
 /// Migrations away from the host that came to nothing while it drains, the newest last.
@@ -208,17 +259,16 @@ enum Standing {
 fn standing(app: &App, fleet: &Fleet, host: &Host, drain: &Drain, instance: &Instance) -> Standing {
     if let Some(operation) = fleet.running_operation(instance.id) {
         return match operation.verb {
-            Verb::LiveMigrate { .. } => Standing::Moving,
+            verb if moves(verb) => Standing::Moving,
             verb => Standing::Busy(verb.name()),
         };
     }
     if !may_move(instance) {
         let text = match instance.status {
             InstanceStatus::Resized => "it is resized; confirm or revert that, then it moves".to_owned(),
-            InstanceStatus::Stopped => {
-                "it is stopped; only what runs moves live: start it, migrate it cold, or delete it".to_owned()
+            other => {
+                format!("it is {}; only what runs or is stopped moves: mend it, or delete it", other.name())
             }
-            other => format!("it is {}; only what runs moves live: start it, or delete it", other.name()),
         };
         return Standing::Held(text);
     }
@@ -226,9 +276,8 @@ fn standing(app: &App, fleet: &Fleet, host: &Host, drain: &Drain, instance: &Ins
     if state != Liveness::Up {
         return Standing::Held(format!("host {} is {}", host.name, state.as_str()));
     }
-    let not = [host.id];
-    match place::choose(fleet, &app.config, &place::Wish::of(instance, None, &not).running_on(host.id)) {
-        Ok(_) => {}
+    match find_place(app, fleet, instance, host.id) {
+        Ok(()) => {}
         Err(StepError::NoRoom(sought)) => return Standing::NoRoom(sought),
         Err(error) => return Standing::Held(error.to_string()),
     }

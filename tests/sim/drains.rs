@@ -7,7 +7,7 @@ use godwit_coordinator::error::Error;
 use godwit_coordinator::fleet::instance::InstanceStatus;
 use godwit_coordinator::fleet::migration::MigrationStatus;
 use godwit_coordinator::ledger::now;
-use godwit_coordinator::operations::delete_instance;
+use godwit_coordinator::operations::{delete_instance, power};
 use godwit_coordinator::verbs;
 use godwit_protocol::id::{HostId, InstanceId};
 
@@ -87,6 +87,25 @@ async fn an_instance_whose_migration_failed_is_sent_again_and_leaves_the_drainin
     let errors: Vec<_> = fleet.app.ledger.read(|f| f.migrations.values().map(|m| m.error.clone()).collect());
     assert_eq!(errors.len(), 2, "{errors:?}");
     assert!(errors.iter().flatten().all(|e| e.contains("a fault of the test's making")), "{errors:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_switched_off_leaves_a_draining_host_cold_stays_off_and_leaves_nothing_held() {
+    let fleet = Fleet::start(2).await;
+    let id = fleet.create(1).await;
+    let source = fleet.settled(id).await.unwrap().host.unwrap();
+    power::stop(&fleet.app, id).await.unwrap();
+    fleet.until("it is stopped", |f| f.instances[&id].status == InstanceStatus::Stopped).await;
+    drain(&fleet, source).await;
+    let left = |f: &godwit_coordinator::fleet::Fleet| {
+        let instance = &f.instances[&id];
+        instance.host != Some(source) && instance.status == InstanceStatus::Stopped
+    };
+    fleet.until("it has left and that is decided", left).await;
+    fleet.until("nothing is held for it", |f| f.held_on(source).is_empty()).await;
+    let decided =
+        |m: &godwit_coordinator::fleet::migration::Migration| m.status == MigrationStatus::Confirmed;
+    assert!(fleet.app.ledger.read(|f| f.migrations.values().all(decided)));
 }
 
 #[tokio::test]

@@ -324,9 +324,19 @@ impl Pool {
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<DiskFormat, StorageError> {
-        self.making().insert(request.instance, cancel.clone());
-        let made = self.make_disk(request, progress, cancel);
-        self.making().remove(&request.instance);
+        self.while_making(request.instance, cancel, || self.make_disk(request, progress, cancel))
+    }
+
+    /// Does what [`Self::cancel_disk`] stops.
+    pub(super) fn while_making<T>(
+        &self,
+        instance: InstanceId,
+        cancel: &Cancel,
+        make: impl FnOnce() -> T,
+    ) -> T {
+        self.making().insert(instance, cancel.clone());
+        let made = make();
+        self.making().remove(&instance);
         made
     }
 

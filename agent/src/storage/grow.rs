@@ -47,7 +47,8 @@ impl Pool {
                 options: Options { no_resume: true, ..Options::default() },
             };
             let mut report = |done_bytes, total_bytes| progress(Progress::Copy { done_bytes, total_bytes });
-            let copied = self.worker.copy(&order, &mut report, cancel);
+            let copied =
+                self.while_making(request.instance, cancel, || self.worker.copy(&order, &mut report, cancel));
             self.count(&copied.map_err(|error| self.explain(error, request.size_bytes))?);
         }
         self.touch(PATIENCE, Ask::Grow(request.clone())).map(drop)

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::fleet::image::{Image, ImageStatus};
 use crate::fleet::instance::{Flavor, Hints, Instance, InstanceStatus, NicRequest, Task};
 use crate::fleet::network::Port;
-use crate::fleet::operation::{Operation, Phase, Verb};
+use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
 use crate::ledger::now;
 use crate::placement::guest::EmulatorPolicy;
@@ -26,15 +26,11 @@ use godwit_protocol::instance::{ConfigDrive, InstanceSpec, InstanceState, Tuning
 use godwit_protocol::port::GuestPort;
 use godwit_protocol::request::{AgentReply, AgentRequest, DiskRequest};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 /// In order.
 pub(super) const STEPS: &[&str] = &["reserve", "disk", "ports", "network", "define", "start"];
 
 const GIB: u64 = 1 << 30;
-
-/// How often a host is told to stop making a disk.
-const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// What a user asks for.
 #[derive(Clone, Debug)]
@@ -88,27 +84,6 @@ pub async fn request(app: &Shared, new: NewInstance) -> Result<InstanceId, Error
         .await?;
     spawn(app, operation);
     Ok(instance)
-}
-
-/// Tells the host to stop making the disk, so that a creation that is not wanted any more gets to its undo now, and not
-/// when the copy ends: on a pool that stands still that may be never. Told again for as long as the disk is made, since
-/// the order to make it may be on its way.
-pub(super) fn interrupt(app: &Shared, id: InstanceId) {
-    let app = app.clone();
-    tokio::spawn(async move {
-        let making = |operation: &&Operation| {
-            operation.verb == Verb::CreateInstance
-                && operation.phase == Phase::Running
-                && STEPS.get(operation.cursor) == Some(&"disk")
-        };
-        while let Some(host) = app.ledger.read(|fleet| {
-            fleet.running_operation(id).filter(making).and_then(|_| fleet.instances.get(&id)?.host)
-        }) {
-            // What the host does not hear now, it hears the next time.
-            let _ = app.agents.call(host, AgentRequest::CancelDisk(id)).await;
-            tokio::time::sleep(TELL_EVERY).await;
-        }
-    });
 }
 
 /// The record of an instance that may be made, or why not.

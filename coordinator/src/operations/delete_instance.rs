@@ -8,14 +8,18 @@ use crate::error::Error;
 use crate::fleet::instance::{Instance, Task};
 use crate::fleet::migration::{Migration, MigrationStatus};
 use crate::fleet::network::Port;
-use crate::fleet::operation::{Operation, Verb};
+use crate::fleet::operation::{Operation, Phase, Verb};
 use crate::fleet::{Change, Fleet};
 use crate::l2;
 use crate::ledger::now;
 use crate::store::StoreError;
-use godwit_protocol::id::{InstanceId, NetworkId};
+use godwit_protocol::id::{HostId, InstanceId, NetworkId};
 use godwit_protocol::request::AgentRequest;
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// From one time that a host is told to stop making a disk to the next.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// In order.
 pub(super) const STEPS: &[&str] = &["domain", "disk", "ports", "reservation"];
@@ -50,10 +54,37 @@ pub async fn request(app: &Shared, id: InstanceId) -> Result<(), Error> {
     }
     match stopped {
         Some(Verb::LiveMigrate { migration }) => super::live_migrate::interrupt(app, migration),
-        Some(Verb::CreateInstance) => super::create_instance::interrupt(app, id),
-        _ => {}
+        Some(_) => interrupt_disk(app, id),
+        None => {}
     }
     Ok(())
+}
+
+/// Tells the host to stop making the disk, or a larger one, so that what is not wanted any more gets to its undo now, and
+/// not when the copy ends: on a pool that stands still that may be never. Told again for as long as the disk is made,
+/// since the order to make it may be on its way.
+fn interrupt_disk(app: &Shared, id: InstanceId) {
+    let app = app.clone();
+    tokio::spawn(async move {
+        while let Some(host) = app.ledger.read(|fleet| makes_disk(fleet, id)) {
+            // What the host does not hear now, it hears the next time.
+            let _ = app.agents.call(host, AgentRequest::CancelDisk(id)).await;
+            tokio::time::sleep(TELL_EVERY).await;
+        }
+    });
+}
+
+/// The host that makes an instance's disk now.
+fn makes_disk(fleet: &Fleet, id: InstanceId) -> Option<HostId> {
+    let operation = fleet.running_operation(id).filter(|operation| operation.phase == Phase::Running)?;
+    let (host, steps) = match operation.verb {
+        Verb::CreateInstance => (fleet.instances.get(&id)?.host, super::create_instance::STEPS),
+        Verb::ResizeInstance { migration } => {
+            (fleet.migrations.get(&migration)?.target, super::resize_instance::STEPS)
+        }
+        _ => return None,
+    };
+    host.filter(|_| steps.get(operation.cursor) == Some(&"disk"))
 }
 
 /// Starts the deletion that waited for another operation to end.
