@@ -51,36 +51,47 @@ pub async fn request(
                     return Err(Error::Invalid(text));
                 }
             }
-            let at = now();
-            let migration = Migration {
-                id: MigrationId::random(),
-                number: next_number(fleet),
-                kind: MigrationKind::Live,
-                resize: None,
-                instance: id,
-                project: instance.project,
-                user,
-                source,
-                wanted_target,
-                refused_by: vec![],
-                target: None,
-                reservation: None,
-                ready: None,
-                status: MigrationStatus::Queued,
-                outcome: None,
-                switched_at: None,
-                error: None,
-                created_at: at,
-                updated_at: at,
-            };
+            let migration = queued(fleet, instance, source, wanted_target, user);
             let operation = journal(Verb::LiveMigrate { migration: migration.id }, id);
-            let busy = Instance { task: Some(Task::Migrating), updated_at: at, ..instance.clone() };
+            let busy = Instance { task: Some(Task::Migrating), updated_at: now(), ..instance.clone() };
             let ids = (migration.id, operation.id);
             Ok((vec![busy.into(), migration.into(), operation.into()], ids))
         })
         .await?;
     spawn(app, operation);
     Ok(migration)
+}
+
+/// The record of a live migration that has not begun.
+pub(super) fn queued(
+    fleet: &Fleet,
+    instance: &Instance,
+    source: HostId,
+    wanted_target: Option<HostId>,
+    user: UserId,
+) -> Migration {
+    let at = now();
+    Migration {
+        id: MigrationId::random(),
+        number: next_number(fleet),
+        kind: MigrationKind::Live,
+        resize: None,
+        instance: instance.id,
+        project: instance.project,
+        user,
+        source,
+        wanted_target,
+        refused_by: vec![],
+        target: None,
+        reservation: None,
+        ready: None,
+        status: MigrationStatus::Queued,
+        outcome: None,
+        switched_at: None,
+        error: None,
+        created_at: at,
+        updated_at: at,
+    }
 }
 
 /// Stops a migration that has not switched over.

@@ -3,7 +3,7 @@
 //! start. What it held before is held until somebody confirms or reverts. The guest is off meanwhile, so everything
 //! is undone on a failure: the instance is then on its old host as before, and runs if it ran.
 
-use super::live_migrate::{in_fleet, next_number, plug_in, record, target, update};
+use super::live_migrate::{in_fleet, plug_in, queued, record, target, update};
 use super::power::GRACE_MS;
 use super::reserve::{Verdict, generation, hold};
 use super::{Context, StepError, create_instance, idle, journal, place, spawn};
@@ -101,28 +101,8 @@ fn check(fleet: &Fleet, instance: &Instance, wanted: &Wanted, user: UserId) -> R
         return Err(Error::not_found("Host", host));
     }
     let ran = instance.status == InstanceStatus::Active;
-    let at = now();
-    Ok(Migration {
-        id: MigrationId::random(),
-        number: next_number(fleet),
-        kind,
-        resize: Some(Resize { old, new, old_reservation, ran }),
-        instance: instance.id,
-        project: instance.project,
-        user,
-        source,
-        wanted_target,
-        refused_by: vec![],
-        target: None,
-        reservation: None,
-        ready: None,
-        status: MigrationStatus::Queued,
-        outcome: None,
-        switched_at: None,
-        error: None,
-        created_at: at,
-        updated_at: at,
-    })
+    let resize = Some(Resize { old, new, old_reservation, ran });
+    Ok(Migration { kind, resize, ..queued(fleet, instance, source, wanted_target, user) })
 }
 
 /// What an instance is with another flavor.

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use godwit_tests::vm::{Cell, Vm, VmError, Wire};
-use serde_json::Value;
+use godwit_tests::vm::{Cell, Vm, Wire};
+
+use crate::fleet::{self, godwit};
 
 /// A huge page, in KiB.
 const PAGE_KIB: u64 = 2048;
@@ -12,46 +13,17 @@ const PAGE_KIB: u64 = 2048;
 /// Huge pages that each cell of the VM has.
 const PAGES: u64 = 64;
 
-/// A coordinator, an agent and libvirtd, without systemd, and a fleet of this one host.
-const SET_UP: &str = r#"
+/// Where the host's fleet is.
+const ADDRESS: &str = "10.9.0.1";
+
+/// Before its agent starts: huge pages in both cells.
+const HUGE_PAGES: &str = "
 for cell in 0 1; do
     echo 64 > /sys/devices/system/node/node$cell/hugepages/hugepages-2048kB/nr_hugepages
 done
-mkdir -p /dev/hugepages /sys/fs/bpf /srv/godwit /run/godwit /var/log/libvirt
+mkdir -p /dev/hugepages
 mount -t hugetlbfs hugetlbfs /dev/hugepages
-mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
-# What the package of the system's libvirtd makes, which wants systemd.
-grep -q '^kvm:' /etc/group || echo 'kvm:x:994:' >> /etc/group
-grep -q '^libvirt-qemu:' /etc/group || echo 'libvirt-qemu:x:64055:' >> /etc/group
-echo 'libvirt-qemu:x:64055:994::/var/lib/libvirt:/usr/sbin/nologin' >> /etc/passwd
-cat > /etc/libvirt/qemu.conf <<END
-stdio_handler = "file"
-security_driver = "none"
-namespaces = []
-cgroup_controllers = []
-user = "root"
-group = "root"
-END
-echo 'auth_unix_rw = "none"' > /etc/libvirt/libvirtd.conf
-libvirtd > /var/log/libvirtd 2>&1 &
-timeout 60 sh -c 'until virsh -q list > /dev/null 2>&1; do sleep 0.2; done'
-godwit-coordinator init --dir /etc/godwit --url https://10.9.0.1:8774 --pool /srv/godwit
-godwit-coordinator run --dir /etc/godwit > /var/log/coordinator 2>&1 &
-until bash -c 'exec 3<>/dev/tcp/10.9.0.1/8774' 2> /dev/null; do sleep 0.2; done
-export OS_CLIENT_CONFIG_FILE=/etc/godwit/clouds.yaml
-mkdir -p /var/lib/godwit
-printf '%s\n' 'virtualization = "tcg"' 'reserved_memory_mib = 64' 'dedicated_cpus = "0-3"' > /var/lib/godwit/agent.toml
-godwit-agent join https://10.9.0.1:8774 "$(godwit host token --quiet)"
-godwit-agent run > /var/log/agent 2>&1 &
-until godwit --json host list | grep -q '"cells": *2'; do sleep 0.5; done
-truncate -s 1M /tmp/blank
-godwit image create blank --file /tmp/blank --disk-format raw
-"#;
-
-fn godwit(vm: &Vm, words: &str) -> Result<Value, VmError> {
-    let text = vm.shell(&format!("OS_CLIENT_CONFIG_FILE=/etc/godwit/clouds.yaml godwit --json {words}"))?;
-    Ok(serde_json::from_str(&text).unwrap_or_default())
-}
+";
 
 /// Free huge pages of each cell.
 fn free_pages(vm: &Vm) -> Vec<u64> {
@@ -67,17 +39,16 @@ fn a_guest_with_two_cells_has_its_pages_and_cpus_where_they_were_reserved() {
         .cell(Cell { cpus: 0..=1, memory_mib: 1024 })
         .cell(Cell { cpus: 2..=3, memory_mib: 1024 })
         .distance(0, 1, 31)
-        .wire(&wire, "10.9.0.1/24")
+        .wire(&wire, &format!("{ADDRESS}/24"))
         .program("godwit")
         .program("godwit-agent")
         .program("godwit-coordinator")
         .start()
         .expect("starts");
-    if let Err(error) = vm.shell(SET_UP) {
-        let logs = "tail -n 20 /var/log/libvirtd /var/log/agent /var/log/coordinator || true";
-        let logs = vm.shell(logs).unwrap_or_default();
-        panic!("{error}\n{logs}");
-    }
+    vm.shell(HUGE_PAGES).expect("there are two cells");
+    fleet::start(&vm, ADDRESS, "dedicated_cpus = \"0-3\"");
+    vm.shell("truncate -s 1M /tmp/blank").expect("is made");
+    godwit(&vm, "image create blank --file /tmp/blank --disk-format raw").expect("is there");
     godwit(
         &vm,
         "flavor create wide --vcpus 2 --memory 128M --disk 0 --property hw:numa_nodes=2 \
@@ -131,13 +102,7 @@ fn a_guest_with_two_cells_has_its_pages_and_cpus_where_they_were_reserved() {
 
     // The fleet and the series agree.
     assert_eq!(godwit(&vm, "host drift").expect("is listed"), serde_json::json!([]));
-    let series = vm
-        .exec(&[
-            "bash",
-            "-c",
-            "exec 3<>/dev/tcp/127.0.0.1/9177; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3",
-        ])
-        .expect("metrics are served");
+    let series = fleet::series(&vm).expect("answers");
     let pages: Vec<&str> =
         series.lines().filter(|line| line.starts_with("godwit_instance_huge_pages{")).collect();
     assert_eq!(pages.len(), 2, "{pages:?}");
