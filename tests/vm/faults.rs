@@ -33,7 +33,7 @@ fn on_server(lab: &NfsLab, path: &str) -> String {
 
 #[test]
 fn copies_on_a_share_are_right_and_what_its_server_refuses_is_told() {
-    let lab = NfsLab::start();
+    let mut lab = NfsLab::start();
     let client = lab.client(1);
     lab.serve();
     for export in ["/export/xfs", "/export/ext4", "/export/small"] {
@@ -45,6 +45,7 @@ fn copies_on_a_share_are_right_and_what_its_server_refuses_is_told() {
     a_full_and_a_read_only_export_are_told(&lab, &client);
     a_killed_copy_goes_on(&lab, &client, &digest);
     a_far_server_is_worked_with(&lab, &client, &digest);
+    a_server_that_lost_its_power_is_waited_for(&mut lab, &client, &digest);
 }
 
 /// A clone where the server's file system has reflinks, else the server's own copy; by the client's counters.
@@ -109,6 +110,20 @@ fn a_far_server_is_worked_with(lab: &NfsLab, client: &Client, digest: &str) {
     assert!(report["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{report}");
     assert_eq!(&on_server(lab, "/export/xfs/far"), digest);
     ok(lab.server.shell("tc qdisc del dev eth0 root"));
+}
+
+/// The client claims its locks again, and what the server had not yet on its disk is sent anew.
+fn a_server_that_lost_its_power_is_waited_for(lab: &mut NfsLab, client: &Client, digest: &str) {
+    let words = "/tmp/image /mnt/ext4/cut";
+    let mut copying =
+        ok(client.vm.spawn(&["sh", "-c", &format!("exec godwit-agent copy -q --bandwidth 8M {words}")]));
+    grown(lab, "/export/ext4/cut.partial", 16);
+    ok(lab.server.cut_power());
+    ok(lab.server.power_on());
+    lab.serve();
+    let output = ok(copying.wait(PATIENCE));
+    assert!(output.success(), "{output:?}");
+    assert_eq!(&on_server(lab, "/export/ext4/cut"), digest);
 }
 
 /// Waits until a file of the server's takes so many MiB of its disk.
