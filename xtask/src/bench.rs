@@ -110,7 +110,10 @@ impl Effort {
 /// Installs the peers, builds the release profile, measures, prints.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
     let programs = match &arguments.programs {
-        Some(folder) => folder.clone(),
+        // Labs start them from elsewhere.
+        Some(folder) => {
+            folder.canonicalize().map_err(BenchError::io(format!("cannot look at {}", folder.display())))?
+        }
         None => build()?,
     };
     let effort = Effort { quick: arguments.quick };
