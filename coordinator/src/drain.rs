@@ -123,13 +123,14 @@ fn has_place(app: &App, fleet: &Fleet, id: InstanceId, host: HostId) -> bool {
 /// Where an instance of a draining host could go.
 fn find_place(app: &App, fleet: &Fleet, instance: &Instance, host: HostId) -> Result<(), StepError> {
     let not = [host];
-    // It brings its disk with it.
-    let moved = Instance { disk_bytes: 0, ..instance.clone() };
-    let wish = match is_off(instance) {
-        true => place::Wish::of(&moved, None, &not).moving(),
-        false => place::Wish::of(instance, None, &not).running_on(host),
+    let chosen = if is_off(instance) {
+        // It brings its disk with it.
+        let moved = Instance { disk_bytes: 0, ..instance.clone() };
+        place::choose(fleet, &app.config, &place::Wish::of(&moved, None, &not).moving())
+    } else {
+        place::choose(fleet, &app.config, &place::Wish::of(instance, None, &not).running_on(host))
     };
-    place::choose(fleet, &app.config, &wish).map(drop)
+    chosen.map(drop)
 }
 
 fn is_off(instance: &Instance) -> bool {
@@ -178,6 +179,10 @@ fn may_move(instance: &Instance) -> bool {
 
 /// Instances that the drain of a host has sent away switched off, and whose move nobody has decided about.
 fn undecided(fleet: &Fleet) -> Vec<InstanceId> {
+    if fleet.hosts.values().all(|host| host.drain.is_none()) {
+        // Migrations are kept, so there are many of them.
+        return Vec::new();
+    }
     let by_drain = |m: &&Migration| {
         let drain = fleet.hosts.get(&m.source).and_then(|host| host.drain.as_ref());
         m.kind == MigrationKind::Cold
