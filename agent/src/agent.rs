@@ -4,6 +4,7 @@ use crate::calls::{Answer, ProgressSink};
 use crate::crash::{self, Side};
 use crate::host::Host;
 use crate::hypervisor::{Cancel, DomainContext, Hypervisor, chain};
+use crate::identity::HostIdentity;
 use crate::migration::Migrations;
 use crate::report::{Reporter, Told};
 use crate::reservations::ReserveError;
@@ -27,6 +28,8 @@ pub struct Agent {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Both halves of migrations.
     pub migrations: Migrations,
+    /// Who the host is.
+    pub identity: Arc<HostIdentity>,
     /// What is kept on disk.
     pub state: Arc<State>,
     /// Tells what changed.
@@ -146,6 +149,7 @@ impl Agent {
             R::InstanceState(instance) => {
                 return Ok(AgentReply::State(self.hypervisor.state(*instance)?));
             }
+            R::TakeCertificate(certificate) => self.identity.take(certificate)?,
         }
         Ok(AgentReply::Done)
     }

@@ -64,7 +64,12 @@ impl fmt::Display for Subject {
 fn subject(request: &AgentRequest) -> Option<Subject> {
     use AgentRequest as R;
     Some(match request {
-        R::Report | R::Console { .. } | R::InstanceState(_) | R::CancelDisk(_) | R::CancelMigration(_) => {
+        R::Report
+        | R::Console { .. }
+        | R::InstanceState(_)
+        | R::CancelDisk(_)
+        | R::CancelMigration(_)
+        | R::TakeCertificate(_) => {
             return None;
         }
         R::EnsureNetwork(wanted) => Subject::Network(wanted.network),

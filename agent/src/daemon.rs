@@ -10,6 +10,7 @@ use crate::host::{Host, configured_cells};
 use crate::huge_pages::HugePages;
 use crate::hypervisor::libvirt::Libvirt;
 use crate::hypervisor::{Hypervisor, chain};
+use crate::identity::{self, HostIdentity, IdentityError};
 use crate::instances::Instances;
 use crate::locality::Locality;
 use crate::metrics::{Exposition, ListenError, Metrics, Process};
@@ -23,7 +24,7 @@ use crate::network::overlay::Overlay;
 use crate::network::wanted::WantedNetworks;
 use crate::report::Reporter;
 use crate::reservations::Reservations;
-use crate::state::{IdentityPaths, State, StateError};
+use crate::state::{State, StateError};
 use crate::storage::{Pool, PoolChange};
 use crate::telemetry;
 use crate::telemetry::filter::{FilterCollector, PortFilter, Requests};
@@ -32,11 +33,10 @@ use crate::telemetry::vxlan::{Options, VxlanCollector, VxlanTelemetry};
 use crate::uplink::{Uplink, UplinkError};
 use godwit_protocol::error::RequestError;
 use godwit_protocol::event::EventKind;
-use godwit_protocol::quic::{ChannelError, Identity};
+use godwit_protocol::quic::Identity;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,8 +57,8 @@ pub enum RunError {
     #[error(transparent)]
     State(#[from] StateError),
     /// Its identity.
-    #[error("the identity in the agent's folder cannot be used; join again with --force")]
-    Identity(#[source] ChannelError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// Its connection.
     #[error(transparent)]
     Uplink(#[from] UplinkError),
@@ -102,9 +102,10 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let state = Arc::new(State::open(&config.dir)?);
-    let identity = Arc::new(read_identity(&config.dir)?);
+    let shown = Arc::new(identity::read(&config.dir)?);
     let registry = Registry::new();
     registry.register(Box::new(Process::new(&state.host().to_string())?))?;
+    let identity = Arc::new(HostIdentity::new(shown.clone(), state.host(), &config.dir, &registry)?);
     let metrics = Metrics::bind(&config.metrics_listen, registry.clone()).await?;
     let network = Netlink::open(&config.underlay)?.with_physical(config.physical_networks.clone());
     let underlay = network.underlay()?;
@@ -131,8 +132,8 @@ async fn serve(config: Config) -> Result<(), RunError> {
     }
     let metrics = metrics.with(texts);
     let (calls, reporter) =
-        assemble(config, state, identity.clone(), (network, keeper.clone()), &events, &registry)?;
-    let uplink = Uplink::new(coordinator, host, &identity, calls, reporter, &registry)?.with_events(events);
+        assemble(config, state, (shown.clone(), identity), (network, keeper.clone()), &events, &registry)?;
+    let uplink = Uplink::new(coordinator, host, shown, calls, reporter, &registry)?.with_events(events);
     tracing::info!(%host, %coordinator, "the agent runs");
     tokio::select! {
         () = uplink.run() => {}
@@ -143,15 +144,6 @@ async fn serve(config: Config) -> Result<(), RunError> {
     }
     uplink.close().await;
     Ok(())
-}
-
-fn read_identity(dir: &Path) -> Result<Identity, RunError> {
-    let paths = IdentityPaths::new(dir);
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).map_err(|source| StateError::Io { path: path.to_owned(), source })
-    };
-    Identity::from_pem(&read(&paths.certificate)?, &read(&paths.key)?, &read(&paths.ca)?)
-        .map_err(RunError::Identity)
 }
 
 /// Counts the underlay's packets, and sets up the ports' programs. A host whose kernel does not let us is still a
@@ -269,7 +261,7 @@ async fn keep_networks(keeper: Arc<Keeper>) {
 fn assemble(
     config: Config,
     state: Arc<State>,
-    identity: Arc<Identity>,
+    (shown, identity): (Arc<Identity>, Arc<HostIdentity>),
     (network, keeper): (Arc<dyn HostNetwork>, Arc<Keeper>),
     events: &Arc<Events>,
     registry: &Registry,
@@ -289,7 +281,7 @@ fn assemble(
     let migration_listen =
         config.migration_listen.unwrap_or_else(|| SocketAddr::new(address, MIGRATION_PORT));
     let settings = MigrationSettings {
-        identity,
+        identity: shown,
         host: state.host(),
         listen: migration_listen,
         libvirt_uri: config.libvirt.clone(),
@@ -326,7 +318,7 @@ fn assemble(
     watch_pool(&host.pool, reporter.clone(), events.clone())?;
     let told = reporter.clone();
     hypervisor.subscribe(Arc::new(move |_| told.mark_changed()));
-    let agent = Arc::new(Agent { host, hypervisor, migrations, state, reporter: reporter.clone() });
+    let agent = Arc::new(Agent { host, hypervisor, migrations, identity, state, reporter: reporter.clone() });
     let hearing = agent.clone();
     let calls = Calls::new(
         Arc::new(move |request, progress| agent.handle(request, progress)),

@@ -1,6 +1,7 @@
 //! How a host becomes one of the fleet: a one-time token, a key of its own, a certificate from the coordinator's CA.
 
 use crate::config::{self, ConfigError};
+use crate::hypervisor::chain;
 use crate::state::{IdentityPaths, StateError, lock, write_atomic};
 use godwit_protocol::id::HostId;
 use godwit_protocol::quic::{Identity, host_name};
@@ -258,20 +259,9 @@ fn check_reply(reply: &JoinReply, token: &Token, key: &str) -> Result<(), JoinEr
     if Sha256::digest(&ca).as_slice() != token.ca_hash {
         return Err(wrong("its CA certificate is not the one that the token names".to_owned()));
     }
-    let identity = Identity::from_pem(&reply.certificate, key, &reply.ca)
-        .map_err(|e| wrong(format!("the certificate does not read: {e}")))?;
-    let provider = provider();
-    let signing_key = provider.key_provider.load_private_key(identity.key.clone_key())?;
-    rustls::sign::CertifiedKey::new(identity.chain.clone(), signing_key)
-        .keys_match()
-        .map_err(|_| wrong("the certificate is for another key than this host's".to_owned()))?;
-    let name = ServerName::try_from(host_name(reply.host)).map_err(|e| wrong(e.to_string()))?;
-    let (leaf, rest) =
-        identity.chain.split_first().ok_or_else(|| wrong("it holds no certificate".to_owned()))?;
-    web_pki(ca, &provider)
-        .and_then(|v| v.verify_server_cert(leaf, rest, &name, &[], UnixTime::now()))
-        .map_err(|e| wrong(format!("the certificate is no certificate for this host: {e}")))?;
-    Ok(())
+    Identity::from_pem(&reply.certificate, key, &reply.ca)
+        .and_then(|identity| identity.proves(&host_name(reply.host)))
+        .map_err(|e| wrong(format!("its certificate is none for this host: {}", chain(&e))))
 }
 
 fn provider() -> Arc<CryptoProvider> {

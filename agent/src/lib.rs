@@ -16,6 +16,7 @@ pub mod guest_process;
 pub mod host;
 pub mod huge_pages;
 pub mod hypervisor;
+pub mod identity;
 pub mod instances;
 pub mod inventory;
 pub mod join;

@@ -14,10 +14,10 @@ use godwit_protocol::operation::Progress;
 use godwit_protocol::quic::{COORDINATOR_NAME, ChannelError, Identity, receive, send};
 use godwit_protocol::request::{AgentMessage, AgentRequest, Hello, Welcome};
 use prometheus::{IntCounter, IntGauge, Registry};
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -79,6 +79,9 @@ pub enum UplinkError {
 pub struct Uplink {
     coordinator: SocketAddr,
     host: HostId,
+    identity: Arc<Identity>,
+    /// How connections that show a certificate that ends then are made.
+    client: Mutex<(i64, ClientConfig)>,
     endpoint: Endpoint,
     calls: Calls,
     reporter: Arc<Reporter>,
@@ -96,22 +99,32 @@ impl Uplink {
     pub fn new(
         coordinator: SocketAddr,
         host: HostId,
-        identity: &Identity,
+        identity: Arc<Identity>,
         calls: Calls,
         reporter: Arc<Reporter>,
         registry: &Registry,
     ) -> Result<Self, UplinkError> {
         let any: SocketAddr =
             if coordinator.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
-        let mut endpoint = Endpoint::client(any).map_err(UplinkError::Socket)?;
-        // One configuration for all connections: it holds the tickets that resume a session.
-        endpoint.set_default_client_config(identity.quic_client()?);
+        let endpoint = Endpoint::client(any).map_err(UplinkError::Socket)?;
+        let client = Mutex::new((identity.ends_at(), identity.quic_client()?));
         let connected = IntGauge::new("godwit_agent_connected", "Whether the coordinator has accepted us.")?;
         let connections =
             IntCounter::new("godwit_agent_connections_total", "Connections that it has accepted.")?;
         registry.register(Box::new(connected.clone()))?;
         registry.register(Box::new(connections.clone()))?;
-        Ok(Self { coordinator, host, endpoint, calls, reporter, events: None, connected, connections })
+        Ok(Self {
+            coordinator,
+            host,
+            identity,
+            client,
+            endpoint,
+            calls,
+            reporter,
+            events: None,
+            connected,
+            connections,
+        })
     }
 
     /// Keeps the connection up, for ever.
@@ -151,10 +164,23 @@ impl Uplink {
         let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
     }
 
+    /// One configuration for all connections that show the same certificate: it holds the tickets that resume a session,
+    /// and these tell the coordinator of the certificate that the session began with.
+    fn client(&self) -> Result<ClientConfig, ChannelError> {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends_at = self.identity.ends_at();
+        if client.0 != ends_at {
+            *client = (ends_at, self.identity.quic_client()?);
+        }
+        Ok(client.1.clone())
+    }
+
     async fn connect(&self) -> Result<std::convert::Infallible, UplinkError> {
         let to = self.coordinator;
-        let connecting =
-            self.endpoint.connect(to, COORDINATOR_NAME).map_err(|e| UplinkError::Address(to, e))?;
+        let connecting = self
+            .endpoint
+            .connect_with(self.client()?, to, COORDINATOR_NAME)
+            .map_err(|e| UplinkError::Address(to, e))?;
         let connection = timeout(PATIENCE, connecting)
             .await
             .map_err(|_| UplinkError::Silent(to))?

@@ -2,12 +2,13 @@
 
 use crate::app::{App, Shared};
 use crate::reconcile;
+use crate::renewal;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::event::AgentNote;
 use godwit_protocol::host::Heartbeat;
 use godwit_protocol::id::HostId;
 use godwit_protocol::operation::Progress;
-use godwit_protocol::quic::{self, ChannelError, Identity};
+use godwit_protocol::quic::{self, ChannelError, Identity, ends_at};
 use godwit_protocol::request::{AgentMessage, AgentReply, AgentRequest, Hello, Welcome};
 use godwit_protocol::{VERSION, frame};
 use quinn::{Connection, Endpoint, TokioRuntime};
@@ -27,13 +28,21 @@ const SILENCE: Duration = Duration::from_secs(120);
 
 /// Channels to the hosts.
 pub struct Agents {
-    connections: Mutex<HashMap<HostId, Connection>>,
+    channels: Mutex<HashMap<HostId, Channel>>,
     started: Instant,
+}
+
+/// A host's channel.
+#[derive(Clone)]
+struct Channel {
+    connection: Connection,
+    /// When the newest certificate ends that the host has, in seconds since 1970.
+    ends_at: i64,
 }
 
 impl Default for Agents {
     fn default() -> Self {
-        Self { connections: Mutex::default(), started: Instant::now() }
+        Self { channels: Mutex::default(), started: Instant::now() }
     }
 }
 
@@ -73,7 +82,7 @@ impl Agents {
         request: AgentRequest,
         mut on_progress: impl FnMut(Progress),
     ) -> Result<AgentReply, RequestError> {
-        let connection = self.connections().get(&host).cloned();
+        let connection = self.channels().get(&host).map(|channel| channel.connection.clone());
         let connection = connection.ok_or_else(|| unavailable("its agent is not connected"))?;
         let (mut send, mut receive) =
             connection.open_bi().await.map_err(|_| unavailable("its agent went away"))?;
@@ -102,23 +111,37 @@ impl Agents {
 
     /// Whether a host's channel is open.
     pub fn is_connected(&self, host: HostId) -> bool {
-        self.connections().contains_key(&host)
+        self.channels().contains_key(&host)
     }
 
     /// How many channels are open.
     pub fn connected(&self) -> usize {
-        self.connections().len()
+        self.channels().len()
     }
 
     /// Closes a host's channel, for good when its record is gone.
     pub fn disconnect(&self, host: HostId) {
-        if let Some(connection) = self.connections().remove(&host) {
-            connection.close(2_u32.into(), b"removed");
+        if let Some(channel) = self.channels().remove(&host) {
+            channel.connection.close(2_u32.into(), b"removed");
         }
     }
 
-    fn connections(&self) -> std::sync::MutexGuard<'_, HashMap<HostId, Connection>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Hosts whose certificates end before `time` (seconds since 1970), with what they showed.
+    pub fn ending_before(&self, time: i64) -> Vec<(HostId, CertificateDer<'static>)> {
+        let channels = self.channels();
+        let ending = channels.iter().filter(|(_, channel)| channel.ends_at < time);
+        ending.filter_map(|(host, channel)| Some((*host, certificate(&channel.connection)?))).collect()
+    }
+
+    /// That a host has a certificate that ends at `time`, in seconds since 1970.
+    pub fn renewed(&self, host: HostId, time: i64) {
+        if let Some(channel) = self.channels().get_mut(&host) {
+            channel.ends_at = time;
+        }
+    }
+
+    fn channels(&self) -> std::sync::MutexGuard<'_, HashMap<HostId, Channel>> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -167,7 +190,8 @@ async fn converse(app: &Shared, connection: Connection) -> Result<(), ChannelErr
     };
     let hello = hello?;
     let host = hello.host;
-    if let Err(reason) = admit(app, &hello, &connection) {
+    let shown = certificate(&connection);
+    if let Err(reason) = admit(app, &hello, shown.as_ref()) {
         tracing::warn!(%host, reason, "an agent is rejected");
         quic::send(&mut send, &Welcome::Rejected { reason: reason.into() }).await?;
         let _ = send.finish();
@@ -179,25 +203,30 @@ async fn converse(app: &Shared, connection: Connection) -> Result<(), ChannelErr
         .await?;
     let _ = send.finish();
     let id = connection.stable_id();
-    if let Some(old) = app.agents.connections().insert(host, connection.clone()) {
-        old.close(0_u32.into(), b"replaced by a newer connection");
+    let ends_at = shown.as_ref().and_then(ends_at).unwrap_or(0);
+    let channel = Channel { connection: connection.clone(), ends_at };
+    if let Some(old) = app.agents.channels().insert(host, channel) {
+        old.connection.close(0_u32.into(), b"replaced by a newer connection");
     }
     reconcile::seen(app, host, true);
     tracing::info!(%host, "an agent is connected");
+    if let Some(shown) = shown.filter(|_| renewal::is_due(ends_at)) {
+        let app = app.clone();
+        tokio::spawn(async move { renewal::renew_host(&app, host, &shown).await });
+    }
     let result = listen(app, host, &connection).await;
-    let mut connections = app.agents.connections();
-    if connections.get(&host).is_some_and(|c| c.stable_id() == id) {
-        connections.remove(&host);
-        drop(connections);
+    let mut channels = app.agents.channels();
+    if channels.get(&host).is_some_and(|channel| channel.connection.stable_id() == id) {
+        channels.remove(&host);
+        drop(channels);
         reconcile::gone(app, host);
     }
     result
 }
 
 /// The certificate must be the host's own, and the host must be known and speak our version.
-fn admit(app: &App, hello: &Hello, connection: &Connection) -> Result<(), &'static str> {
-    let identity = connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let leaf = identity.as_ref().and_then(|chain| chain.first()).ok_or("it shows no certificate")?;
+fn admit(app: &App, hello: &Hello, shown: Option<&CertificateDer<'_>>) -> Result<(), &'static str> {
+    let leaf = shown.ok_or("it shows no certificate")?;
     let digest = key_digest(leaf).ok_or("its certificate does not read")?;
     let known = app.ledger.read(|fleet| fleet.hosts.get(&hello.host).map(|h| h.key_digest.clone()));
     let known = known.ok_or("no such host: it was removed, or never joined; join it with a new token")?;
@@ -208,6 +237,12 @@ fn admit(app: &App, hello: &Hello, connection: &Connection) -> Result<(), &'stat
         return Err("it speaks no version of the channel that this coordinator knows");
     }
     Ok(())
+}
+
+/// What the other end has shown.
+fn certificate(connection: &Connection) -> Option<CertificateDer<'static>> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.into_iter().next()
 }
 
 /// SHA-256 of a certificate's public key, hexadecimal.

@@ -12,6 +12,7 @@ use godwit_protocol::quic::{COORDINATOR_NAME, host_name};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -25,8 +26,8 @@ use x509_parser::extensions::GeneralName;
 const CA_LIFE: Duration = Duration::from_secs(3650 * DAY);
 /// Life of every other certificate.
 const LEAF_LIFE: Duration = Duration::from_secs(365 * DAY);
-/// The coordinator's certificate is made anew at a start when it has less than this left.
-const RENEW_BEFORE: Duration = Duration::from_secs(60 * DAY);
+/// A certificate is made anew when it has less than this left.
+pub const RENEW_BEFORE: Duration = Duration::from_secs(60 * DAY);
 /// Certificates begin this much earlier, for hosts whose clocks are behind.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 /// Life of a join token.
@@ -111,22 +112,43 @@ impl Ca {
     /// # Errors
     /// [`Error::Invalid`] when the request does not read or was not signed with its own key.
     pub fn sign_host(&self, host: HostId, csr: &str, now: Time) -> Result<SignedHost, Error> {
-        let bad = |error: &dyn std::fmt::Display| {
+        let bad = |error: rcgen::Error| {
             Error::Invalid(format!("The certificate signing request does not read: {error}."))
         };
-        let request = CertificateSigningRequestParams::from_pem(csr).map_err(|e| bad(&e))?;
-        let mut params = dated(now, LEAF_LIFE).map_err(|e| bad(&e))?;
+        let request = CertificateSigningRequestParams::from_pem(csr).map_err(bad)?;
+        let key_digest = hex::encode(Sha256::digest(request.public_key.subject_public_key_info()));
+        let certificate = self.certify(host, &request.public_key, now);
+        let certificate = certificate
+            .map_err(|error| Error::Invalid(format!("The host cannot have a certificate: {error}.")))?;
+        Ok(SignedHost { certificate, key_digest })
+    }
+
+    /// The certificate (PEM) that follows on `certificate` of a host: for the same key, from now on.
+    ///
+    /// # Errors
+    /// [`CaError::Malformed`] when `certificate` does not read, [`CaError::Certificate`].
+    pub fn renew_host(
+        &self,
+        host: HostId,
+        certificate: &CertificateDer<'_>,
+        now: Time,
+    ) -> Result<String, CaError> {
+        let malformed = || CaError::Malformed(host_name(host).into());
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| malformed())?;
+        let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw)?;
+        self.certify(host, &key, now)
+    }
+
+    fn certify(&self, host: HostId, key: &impl PublicKeyData, now: Time) -> Result<String, CaError> {
+        let mut params = dated(now, LEAF_LIFE)?;
         let name = host_name(host);
         params.distinguished_name.push(DnType::CommonName, name.clone());
-        params.subject_alt_names =
-            vec![SanType::DnsName(name.try_into().map_err(|e: rcgen::Error| bad(&e))?)];
+        params.subject_alt_names = vec![SanType::DnsName(name.try_into()?)];
         // Both ends: hosts send migration streams to each other.
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let certificate = params.signed_by(&request.public_key, &self.issuer).map_err(|e| bad(&e))?;
-        let key_digest = hex::encode(Sha256::digest(request.public_key.subject_public_key_info()));
-        Ok(SignedHost { certificate: certificate.pem(), key_digest })
+        Ok(params.signed_by(key, &self.issuer)?.pem())
     }
 
     /// The coordinator's certificate and key, PEM, for these addresses and names beside its own name.

@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod operations;
 pub mod placement;
 pub mod reconcile;
+pub mod renewal;
 pub mod store;
 pub mod tokens;
 pub mod verbs;

@@ -7,18 +7,19 @@ use godwit_coordinator::agents::{self, Agents};
 use godwit_coordinator::api::frame::Requests;
 use godwit_coordinator::api::server::{ListenError, Server};
 use godwit_coordinator::app::{self, App, Shared};
-use godwit_coordinator::ca::{self, Ca, CaError};
+use godwit_coordinator::ca::{Ca, CaError};
 use godwit_coordinator::config::{Config, ConfigError};
 use godwit_coordinator::error::{Error, chain};
 use godwit_coordinator::images::Images;
 use godwit_coordinator::init::{self, InitError};
 use godwit_coordinator::l2;
-use godwit_coordinator::ledger::{Ledger, now};
+use godwit_coordinator::ledger::Ledger;
 use godwit_coordinator::operations::Operations;
+use godwit_coordinator::renewal::{self, RenewalError};
 use godwit_coordinator::store::StoreError;
 use godwit_coordinator::tokens::{KeyError, Tokens};
 use godwit_coordinator::{api, metrics};
-use godwit_protocol::quic::{ChannelError, Identity};
+use godwit_protocol::quic::ChannelError;
 use nix::fcntl::{Flock, FlockArg};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -96,6 +97,8 @@ enum MainError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     State(#[from] Error),
+    #[error(transparent)]
+    Renewal(#[from] RenewalError),
     #[error("the metrics do not register")]
     Metrics(#[from] prometheus::Error),
     #[error("the runtime does not start")]
@@ -163,10 +166,7 @@ async fn run(dir: &Path) -> Result<(), MainError> {
     let config = Config::read(dir)?;
     let _lock = lock(dir)?;
     let ca = Ca::open(dir)?;
-    let server_pem = server_certificate(dir, &ca, &config)?;
-    let identity = Identity::from_pem(&server_pem, &server_pem, ca.pem())?;
-    // The CA goes along: a host that joins knows nothing of it but its hash.
-    let chain_pem = format!("{server_pem}{}", ca.pem());
+    let identity = Arc::new(renewal::own_identity(dir, &ca, &config)?);
     let app: Shared = Arc::new(App {
         ledger: Ledger::open(&dir.join("state.db"))?,
         agents: Agents::default(),
@@ -181,9 +181,10 @@ async fn run(dir: &Path) -> Result<(), MainError> {
     app.images.recover(&app.ledger).await?;
     let registry = prometheus::Registry::new();
     metrics::register(&app, &registry)?;
+    renewal::start(&app, dir.to_owned(), identity.clone(), &registry)?;
     let router = api::router(app.clone(), Requests::new(&registry)?);
     let mut server = Server::default();
-    server.serve_tls(router.clone(), app.config.listen, &chain_pem, &server_pem).await?;
+    server.serve_tls(router.clone(), app.config.listen, identity.tls_public(HTTP)?).await?;
     if let Some(address) = &app.config.plain_listen {
         server.serve_plain(router, address).await?;
     }
@@ -207,18 +208,8 @@ fn lock(dir: &Path) -> Result<Flock<std::fs::File>, MainError> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| MainError::Locked(dir.to_owned()))
 }
 
-/// The coordinator's certificate and key; new ones when they end soon or the addresses in coordinator.toml changed.
-fn server_certificate(dir: &Path, ca: &Ca, config: &Config) -> Result<String, MainError> {
-    let path = dir.join("server.pem");
-    let read = || std::fs::read_to_string(&path).map_err(|source| MainError::Read(path.clone(), source));
-    let pem = read().unwrap_or_default();
-    if ca::serves(&pem, &init::certificate_names(config)?, now()) {
-        return Ok(pem);
-    }
-    tracing::info!("the coordinator's certificate is made anew");
-    init::write_server_certificate(dir, ca, config)?;
-    read()
-}
+/// Protocol of the API's connections.
+const HTTP: &[u8] = b"http/1.1";
 
 /// Makes glibc give freed memory back. By default it learns from the first freed block of a password's hash to keep
 /// blocks of that size, and holds an arena a thread: megabytes for nothing in a process that mostly waits.

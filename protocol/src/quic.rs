@@ -7,12 +7,16 @@ use quinn::{
 };
 use quinn_proto::RandomConnectionIdGenerator;
 use ring::hmac;
-use rustls::RootCertStore;
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Application protocol of the channel.
@@ -35,15 +39,40 @@ const CONNECTION_ID_BYTES: usize = 8;
 /// Without a packet for this long the connection is gone.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// A certificate chain, its key and the CA that the other side must come from.
+/// A certificate chain with its key, and the CA that the other side must come from. What it is shown by can be
+/// exchanged for newer ones while connections and listeners go on.
 #[derive(Debug)]
 pub struct Identity {
-    /// Own chain, leaf first.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// Own key.
-    pub key: PrivateKeyDer<'static>,
-    /// The CA.
-    pub ca: CertificateDer<'static>,
+    shown: Arc<Shown>,
+    /// The key that it began with.
+    key: PrivateKeyDer<'static>,
+    ca: CertificateDer<'static>,
+}
+
+/// What the next handshake shows.
+#[derive(Debug)]
+struct Shown(RwLock<Arc<CertifiedKey>>);
+
+impl Shown {
+    fn now(&self) -> Arc<CertifiedKey> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.now())
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.now())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 /// What can go wrong on the channel.
@@ -52,6 +81,12 @@ pub enum ChannelError {
     /// A PEM text that is none.
     #[error("the certificate or key does not read")]
     Pem(#[source] rustls_pki_types::pem::Error),
+    /// A chain without its leaf, or a leaf that is no X.509.
+    #[error("there is no certificate")]
+    Empty,
+    /// The key of another certificate.
+    #[error("the certificate is for another key")]
+    OtherKey,
     /// Certificates that TLS does not take.
     #[error("the TLS set-up is refused")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -69,24 +104,93 @@ pub enum ChannelError {
     Connection(#[from] quinn::ConnectionError),
 }
 
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn tls<E: std::error::Error + Send + Sync + 'static>(error: E) -> ChannelError {
+    ChannelError::Tls(Box::new(error))
+}
+
+/// When a certificate ends, in seconds since 1970; none when it is no X.509.
+pub fn ends_at(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}
+
 impl Identity {
-    /// From PEM texts.
+    /// From PEM texts; what is no certificate in `chain` is passed over.
     ///
     /// # Errors
-    /// [`ChannelError::Pem`].
+    /// [`ChannelError::Pem`], [`ChannelError::Empty`], [`ChannelError::OtherKey`], [`ChannelError::Tls`].
     pub fn from_pem(chain: &str, key: &str, ca: &str) -> Result<Self, ChannelError> {
         let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>();
-        Ok(Self {
-            chain: chain.map_err(ChannelError::Pem)?,
-            key: PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(ChannelError::Pem)?,
-            ca: CertificateDer::from_pem_slice(ca.as_bytes()).map_err(ChannelError::Pem)?,
-        })
+        let chain = chain.map_err(ChannelError::Pem)?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(ChannelError::Pem)?;
+        let ca = CertificateDer::from_pem_slice(ca.as_bytes()).map_err(ChannelError::Pem)?;
+        chain.first().and_then(ends_at).ok_or(ChannelError::Empty)?;
+        let shown = CertifiedKey::from_der(chain, key.clone_key(), &provider()).map_err(|e| match e {
+            rustls::Error::InconsistentKeys(_) => ChannelError::OtherKey,
+            other => tls(other),
+        })?;
+        Ok(Self { shown: Arc::new(Shown(RwLock::new(Arc::new(shown)))), key, ca })
+    }
+
+    /// The certificate that is shown now.
+    pub fn leaf(&self) -> CertificateDer<'static> {
+        self.shown.now().cert[0].clone()
+    }
+
+    /// When [`Self::leaf`] ends, in seconds since 1970.
+    pub fn ends_at(&self) -> i64 {
+        ends_at(&self.leaf()).unwrap_or(0)
+    }
+
+    /// Whether anybody who trusts our CA would take us for `name` now.
+    ///
+    /// # Errors
+    /// [`ChannelError::Tls`] says what such a one would find wrong.
+    pub fn proves(&self, name: &str) -> Result<(), ChannelError> {
+        let name = ServerName::try_from(name).map_err(tls)?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(self.roots()?, provider());
+        let shown = self.shown.now();
+        let (leaf, rest) = shown.cert.split_first().ok_or(ChannelError::Empty)?;
+        let verifier = verifier.build().map_err(tls)?;
+        rustls::client::danger::ServerCertVerifier::verify_server_cert(
+            &*verifier,
+            leaf,
+            rest,
+            &name,
+            &[],
+            UnixTime::now(),
+        )
+        .map(drop)
+        .map_err(tls)
+    }
+
+    /// From the next handshake on, shows what `newer` shows.
+    pub fn exchange(&self, newer: &Self) {
+        *self.shown.0.write().unwrap_or_else(PoisonError::into_inner) = newer.shown.now();
     }
 
     fn roots(&self) -> Result<Arc<RootCertStore>, ChannelError> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.ca.clone()).map_err(|e| ChannelError::Tls(Box::new(e)))?;
+        roots.add(self.ca.clone()).map_err(tls)?;
         Ok(Arc::new(roots))
+    }
+
+    /// TLS 1.2 and 1.3 for anybody, own certificate shown, none demanded.
+    ///
+    /// # Errors
+    /// [`ChannelError::Tls`].
+    pub fn tls_public(&self, alpn: &[u8]) -> Result<rustls::ServerConfig, ChannelError> {
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(tls)?
+            .with_no_client_auth()
+            .with_cert_resolver(self.shown.clone());
+        config.alpn_protocols = vec![alpn.to_vec()];
+        Ok(config)
     }
 
     /// TLS 1.3 only, own certificate shown, the peer's demanded and checked against the CA.
@@ -94,18 +198,14 @@ impl Identity {
     /// # Errors
     /// [`ChannelError::Tls`].
     pub fn tls_server(&self, alpn: &[u8]) -> Result<rustls::ServerConfig, ChannelError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = |e: rustls::Error| ChannelError::Tls(Box::new(e));
-        let verifier =
-            rustls::server::WebPkiClientVerifier::builder_with_provider(self.roots()?, provider.clone())
-                .build()
-                .map_err(|e| ChannelError::Tls(Box::new(e)))?;
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(self.roots()?, provider())
+            .build()
+            .map_err(tls)?;
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls)?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(tls)?;
+            .with_cert_resolver(self.shown.clone());
         config.alpn_protocols = vec![alpn.to_vec()];
         Ok(config)
     }
@@ -115,14 +215,11 @@ impl Identity {
     /// # Errors
     /// [`ChannelError::Tls`].
     pub fn tls_client(&self, alpn: &[u8]) -> Result<rustls::ClientConfig, ChannelError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = |e: rustls::Error| ChannelError::Tls(Box::new(e));
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        let mut config = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls)?
             .with_root_certificates(self.roots()?)
-            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(tls)?;
+            .with_client_cert_resolver(self.shown.clone());
         config.alpn_protocols = vec![alpn.to_vec()];
         Ok(config)
     }
@@ -132,9 +229,8 @@ impl Identity {
     /// # Errors
     /// [`ChannelError::Tls`].
     pub fn quic_server(&self) -> Result<ServerConfig, ChannelError> {
-        let tls =
-            QuicServerConfig::try_from(self.tls_server(ALPN)?).map_err(|e| ChannelError::Tls(Box::new(e)))?;
-        let mut config = ServerConfig::with_crypto(Arc::new(tls));
+        let crypto = QuicServerConfig::try_from(self.tls_server(ALPN)?).map_err(tls)?;
+        let mut config = ServerConfig::with_crypto(Arc::new(crypto));
         config.transport_config(Arc::new(transport()));
         Ok(config)
     }
@@ -156,9 +252,8 @@ impl Identity {
     /// # Errors
     /// [`ChannelError::Tls`].
     pub fn quic_client(&self) -> Result<ClientConfig, ChannelError> {
-        let tls =
-            QuicClientConfig::try_from(self.tls_client(ALPN)?).map_err(|e| ChannelError::Tls(Box::new(e)))?;
-        let mut config = ClientConfig::new(Arc::new(tls));
+        let crypto = QuicClientConfig::try_from(self.tls_client(ALPN)?).map_err(tls)?;
+        let mut config = ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport()));
         Ok(config)
     }

@@ -170,6 +170,8 @@ pub enum AgentRequest {
     },
     /// What is the domain's state here?
     InstanceState(InstanceId),
+    /// Show this certificate (PEM) of the host's own key from now on, in place of one that ends sooner.
+    TakeCertificate(String),
 }
 
 impl AgentRequest {
@@ -201,6 +203,7 @@ impl AgentRequest {
             Self::CancelMigration(_) => "cancel_migration",
             Self::DiscardMigration { .. } => "discard_migration",
             Self::InstanceState(_) => "instance_state",
+            Self::TakeCertificate(_) => "take_certificate",
         }
     }
 }

@@ -138,8 +138,23 @@ fn certificate_of_another_authority(folder: &Path, host_id: &str) -> (Vec<u8>, V
     (read(&key), read(&certificate))
 }
 
+/// A certificate of the installation's own authority for the host's own key, which ends in 20 days.
+fn certificate_that_ends_soon(fleet: &Fleet, host_id: &str, key: &Path) -> String {
+    let authority = fleet.lab.coordinator().host().file("lib/godwit");
+    let extensions = fleet.lab.folder().join("soon.cnf");
+    let text = format!("subjectAltName=DNS:{host_id}.host.godwit\nextendedKeyUsage=clientAuth,serverAuth\n");
+    std::fs::write(&extensions, text).expect("is writable");
+    let script = "openssl req -new -key \"$1\" -subj /CN=soon | \
+                  openssl x509 -req -days 20 -CA \"$2/ca.pem\" -CAkey \"$2/ca.key\" -extfile \"$3\"";
+    let mut command = Command::new("bash");
+    command.args(["-o", "pipefail", "-c", script, "bash"]).args([key, &authority, &extensions]);
+    let output = command.output().expect("bash runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("is text")
+}
+
 #[test]
-fn an_agent_with_a_certificate_that_is_not_its_own_is_refused_and_logged() {
+fn an_agent_shows_its_own_certificate_or_is_refused_and_gets_a_new_one_before_it_ends() {
     let fleet = Fleet::start(2);
     let (first, second) = (fleet.host(1), fleet.host(2));
     let identity = |host: &Host, name: &str| {
@@ -154,7 +169,14 @@ fn an_agent_with_a_certificate_that_is_not_its_own_is_refused_and_logged() {
     let another = "its certificate belongs to another host";
     impersonate(&fleet, first, &files, another, another);
 
+    let folder = first.file("lib/godwit/identity");
+    let soon = certificate_that_ends_soon(&fleet, id.trim(), &folder.join("host.key"));
+    std::fs::write(folder.join("host.pem"), &soon).expect("is writable");
     first.start_agent().expect("it starts");
+    let shown = || std::fs::read_to_string(folder.join("host.pem")).expect("is there");
+    first.wait("a newer certificate", || Ok(shown() != soon)).expect("it comes");
+    first.kill_agent(KILL).expect("it is killed");
+    first.start_agent().expect("it starts with it");
     fleet.wait_for_hosts();
     fleet.create("one", &["--host", "h1"]);
     fleet.clean();

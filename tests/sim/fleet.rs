@@ -100,7 +100,7 @@ impl Fleet {
             drain: None,
             inventory: None,
             joined_at: now(),
-            key_digest: key_digest(&identity.chain[0]).unwrap(),
+            key_digest: key_digest(&identity.leaf()).unwrap(),
         };
         self.change(vec![host.into()]).await;
         tokio::spawn(model::serve(id, identity, coordinator, self.world.clone()));

@@ -233,7 +233,11 @@ impl World {
                 return Ok(AgentReply::State(held.domains.get(instance).copied()));
             }
             R::Report => return Ok(AgentReply::Report(Box::new(self.report(host)))),
-            R::CancelDisk(_) | R::CancelMigration(_) | R::Console { .. } | R::Migrate(_) => {}
+            R::CancelDisk(_)
+            | R::CancelMigration(_)
+            | R::Console { .. }
+            | R::Migrate(_)
+            | R::TakeCertificate(_) => {}
         }
         Ok(AgentReply::Done)
     }

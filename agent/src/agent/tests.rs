@@ -8,6 +8,7 @@ use crate::guest_process::GuestProcesses;
 use crate::huge_pages::HugePages;
 use crate::hypervisor::MemoryBinding;
 use crate::hypervisor::fake::Fake;
+use crate::identity::HostIdentity;
 use crate::instances::Instances;
 use crate::migration::MigrationSettings;
 use crate::network::HostNetwork;
@@ -105,8 +106,11 @@ impl Rig {
             libvirt_uri: "fake:///".into(),
             folder: dir.path().join("migrations"),
         };
+        let shown = settings.identity.clone();
         let migrations = Migrations::new(settings, fake.clone(), &registry).unwrap();
-        let agent = Arc::new(Agent { host, hypervisor: fake.clone(), migrations, state, reporter });
+        let identity = HostIdentity::new(shown, state.host(), dir.path(), &registry).unwrap();
+        let identity = Arc::new(identity);
+        let agent = Arc::new(Agent { host, hypervisor: fake.clone(), migrations, identity, state, reporter });
         let hearing = agent.clone();
         let run =
             Arc::new(move |request: &AgentRequest, progress: &ProgressSink| agent.handle(request, progress));

@@ -65,7 +65,8 @@ impl Rig {
         let registry = Registry::new();
         let calls = Calls::new(run, Arc::new(|_| ()), &registry).unwrap();
         let identity = ca.identity(host_name(host));
-        let uplink = Uplink::new(coordinator, host, &identity, calls, reporter.clone(), &registry).unwrap();
+        let uplink =
+            Uplink::new(coordinator, host, Arc::new(identity), calls, reporter.clone(), &registry).unwrap();
         Self { host, uplink: Arc::new(uplink), reporter, held, running: None, _dir: dir }
     }
 

@@ -7,8 +7,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -55,12 +53,6 @@ pub enum ListenError {
     /// The setting is no address.
     #[error("{0:?} is no address: ADDR:PORT or unix:/path")]
     Address(String),
-    /// The API's certificate or key.
-    #[error("the API's certificate or key does not read")]
-    Pem(#[source] rustls_pki_types::pem::Error),
-    /// The API's certificate or key.
-    #[error("the API's certificate and key do not fit TLS")]
-    Tls(#[from] rustls::Error),
 }
 
 /// A socket that is listened on without TLS.
@@ -78,7 +70,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `router` with TLS 1.2 and 1.3, with this certificate chain and key in PEM.
+    /// Serves `router` with TLS as `config` says.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -86,10 +78,9 @@ impl Server {
         &self,
         router: Router,
         address: SocketAddr,
-        chain: &str,
-        key: &str,
+        config: rustls::ServerConfig,
     ) -> Result<(), ListenError> {
-        let acceptor = TlsAcceptor::from(Arc::new(tls(chain, key)?));
+        let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = bind(address).await?;
         let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let (stop, tracker) = (self.stop.clone(), self.connections.clone());
@@ -154,18 +145,6 @@ impl Server {
             let _ = std::fs::remove_file(socket);
         }
     }
-}
-
-fn tls(chain: &str, key: &str) -> Result<rustls::ServerConfig, ListenError> {
-    let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>();
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(ListenError::Pem)?;
-    let mut config =
-        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain.map_err(ListenError::Pem)?, key)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {

@@ -3,12 +3,11 @@
 use super::{CONNECTIONS, DiskStreamError, PORT, ReceiveOrder, Receiver, SendOrder, send};
 use crate::datapath::command::{Bar, parse_bytes, size};
 use crate::hypervisor::chain;
-use crate::state::IdentityPaths;
-use godwit_protocol::quic::Identity;
+use crate::identity;
 use std::error::Error;
 use std::io::Read;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -149,14 +148,6 @@ fn token(text: &str) -> Result<String, Box<dyn Error>> {
     }
 }
 
-fn identity(dir: &Path) -> Result<Identity, Box<dyn Error>> {
-    let paths = IdentityPaths::new(dir);
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-    };
-    Ok(Identity::from_pem(&read(&paths.certificate)?, &read(&paths.key)?, &read(&paths.ca)?)?)
-}
-
 /// The name in the certificate of a host.
 fn name_of(host: &str) -> Result<String, Box<dyn Error>> {
     let id = host.parse().map_err(|_| format!("'{host}' is no id of a host; `godwit host list` has them"))?;
@@ -179,7 +170,7 @@ fn run_receive(args: &ReceiveArgs) -> Result<Told, Box<dyn Error>> {
         no_clobber: args.no_clobber,
         digests: args.digests,
     };
-    let receiver = Receiver::bind(&identity(&common.dir)?, args.listen)?;
+    let receiver = Receiver::bind(&identity::read(&common.dir)?, args.listen)?;
     if !common.quiet {
         eprintln!("listening on {}", receiver.address());
     }
@@ -208,7 +199,7 @@ fn run_send(args: &SendArgs) -> Result<Told, Box<dyn Error>> {
     };
     let mut bar = Bar::new(!common.quiet && !common.json);
     let begun = Instant::now();
-    let outcome = send(&identity(&common.dir)?, &order, &mut |done, total| bar.show(done, total));
+    let outcome = send(&identity::read(&common.dir)?, &order, &mut |done, total| bar.show(done, total));
     bar.clear();
     timed(outcome?, begun)
 }

@@ -7,7 +7,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use std::io::{Read, Write};
 use std::os::unix::net as unix;
 
-type Ca = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Ca = CertifiedIssuer<'static, KeyPair>;
 
 pub(crate) fn ca() -> Ca {
     let mut params = CertificateParams::default();
