@@ -44,6 +44,9 @@ pub(crate) enum Kind {
     /// A pool that stood still answers again
     #[value(name = "pool_back")]
     PoolBack,
+    /// An image's data on the pool is not what was uploaded
+    #[value(name = "image_damaged")]
+    ImageDamaged,
 }
 
 const COLUMNS: &[Column] = &[

@@ -1,9 +1,12 @@
 //! What hosts have told of rare things. It is telemetry: kept in memory only, the oldest dropped first.
 
-use godwit_protocol::event::{EventBatch, HostEvent};
+use godwit_protocol::event::{EventBatch, EventKind, HostEvent};
 use godwit_protocol::id::HostId;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Whose the coordinator's own events are. No host has this id.
+pub const COORDINATOR: HostId = HostId(uuid::Uuid::nil());
 
 /// Events that are kept, of all hosts together.
 pub const MAX_EVENTS: usize = 10_000;
@@ -20,6 +23,16 @@ struct Kept {
     /// The agent's run and the next number of it that is news.
     next: HashMap<HostId, (u64, u64)>,
     dropped: u64,
+}
+
+impl Kept {
+    fn push(&mut self, host: HostId, event: HostEvent) {
+        self.events.push_back((host, event));
+        if self.events.len() > MAX_EVENTS {
+            self.events.pop_front();
+            self.dropped += 1;
+        }
+    }
 }
 
 impl Events {
@@ -39,12 +52,26 @@ impl Events {
                 continue;
             }
             next.1 = event.sequence + 1;
-            kept.events.push_back((batch.host, event));
-            if kept.events.len() > MAX_EVENTS {
-                kept.events.pop_front();
-                kept.dropped += 1;
-            }
+            kept.push(batch.host, event);
         }
+    }
+
+    /// Keeps what the coordinator itself has found at `at_ms`, about the pool `pool`.
+    pub fn note(&self, at_ms: u64, kind: EventKind, pool: String, reason: String) {
+        let event = HostEvent {
+            sequence: 0,
+            at_ms,
+            kind,
+            vni: 0,
+            tap: None,
+            mac: None,
+            owner: None,
+            address: None,
+            peer: None,
+            reason: Some(reason),
+            pool: Some(pool),
+        };
+        self.kept().push(COORDINATOR, event);
     }
 
     /// The newest events that `wanted` lets through, the newest first.
@@ -74,7 +101,6 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use godwit_protocol::event::EventKind;
 
     fn batch(host: HostId, run: u64, numbers: std::ops::Range<u64>) -> EventBatch {
         let event = |sequence| HostEvent {

@@ -1,11 +1,14 @@
 //! Images' bytes on the pool: `<pool>/images/<id>`, whole and checked, or not there. While bytes arrive they are in
 //! `<id>.partial`; they get their name when they are on disk and proved to be what the user said. Beside them lies
-//! `<id>.blake3`, the digests of their chunks, against which each copy that agents make is checked.
+//! `<id>.blake3`, the digests of their chunks, against which each download and each copy that agents make is checked.
 
 mod check;
+mod damages;
+mod download;
 mod format;
 mod upload;
 
+pub use damages::Damages;
 pub use upload::Upload;
 
 use crate::error::Error;
@@ -24,13 +27,19 @@ const UPLOADS: usize = 8;
 /// The folder of images.
 pub struct Images {
     folder: PathBuf,
+    /// Images that downloads found damaged.
+    pub damages: Damages,
     uploads: Arc<Semaphore>,
 }
 
 impl Images {
     /// Images below `<pool>/images`.
     pub fn new(pool: &Path) -> Self {
-        Self { folder: pool.join("images"), uploads: Arc::new(Semaphore::new(UPLOADS)) }
+        Self {
+            folder: pool.join("images"),
+            damages: Damages::default(),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+        }
     }
 
     /// Where an image's bytes are.
@@ -52,6 +61,7 @@ impl Images {
     /// # Errors
     /// [`Error::Pool`].
     pub async fn remove(&self, image: ImageId) -> Result<(), Error> {
+        self.damages.forget(image);
         let list = self.digests(image);
         let paths = [self.partial(image), self.path(image), unfinished(&list), list];
         blocking(move || {
@@ -66,15 +76,6 @@ impl Images {
             Ok(())
         })
         .await
-    }
-
-    /// Opens an image's bytes for reading.
-    ///
-    /// # Errors
-    /// [`Error::Pool`] when the file is not there though the image is active.
-    pub async fn open(&self, image: ImageId) -> Result<tokio::fs::File, Error> {
-        let file = tokio::fs::File::open(self.path(image)).await;
-        file.map_err(|error| pool("The image's file could not be opened on the pool.", error))
     }
 
     /// After a start: uploads that an earlier life did not finish are as if they had not begun.

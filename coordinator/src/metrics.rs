@@ -21,6 +21,7 @@ struct FleetCollector {
     instances: IntGaugeVec,
     operations: IntGaugeVec,
     drifts: IntGaugeVec,
+    damaged_images: IntGauge,
     connections: IntGauge,
 }
 
@@ -46,6 +47,10 @@ impl FleetCollector {
                 "What does not run where it was reserved, by kind.",
                 &["kind"],
             )?,
+            damaged_images: IntGauge::new(
+                "godwit_coordinator_damaged_images",
+                "Images that downloads found not to be what was uploaded, until they are deleted or the coordinator ends.",
+            )?,
             connections: IntGauge::new("godwit_coordinator_agent_connections", "Open channels to agents.")?,
         })
     }
@@ -54,7 +59,8 @@ impl FleetCollector {
 impl Collector for FleetCollector {
     fn desc(&self) -> Vec<&Desc> {
         let vectors = [&self.hosts, &self.instances, &self.operations, &self.drifts];
-        vectors.into_iter().flat_map(Collector::desc).chain(self.connections.desc()).collect()
+        let gauges = [&self.connections, &self.damaged_images].into_iter().flat_map(Collector::desc);
+        vectors.into_iter().flat_map(Collector::desc).chain(gauges).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -80,7 +86,9 @@ impl Collector for FleetCollector {
             }
         });
         self.connections.set(i64::try_from(self.app.agents.connected()).unwrap_or(i64::MAX));
-        vectors.into_iter().flat_map(Collector::collect).chain(self.connections.collect()).collect()
+        self.damaged_images.set(i64::try_from(self.app.images.damages.list().len()).unwrap_or(i64::MAX));
+        let gauges = [&self.connections, &self.damaged_images].into_iter().flat_map(Collector::collect);
+        vectors.into_iter().flat_map(Collector::collect).chain(gauges).collect()
     }
 }
 

@@ -7,6 +7,7 @@
 //! `root` is the BLAKE3 digest of all of them, so that a damaged list is not believed.
 
 use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// Ending of the files.
@@ -14,6 +15,9 @@ pub const ENDING: &str = "blake3";
 
 /// The grid of digests, in bytes.
 pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// Longest first line in bytes.
+const MAX_HEAD_BYTES: u64 = 4096;
 
 /// BLAKE3 of a chunk.
 pub type Digest = [u8; 32];
@@ -73,6 +77,25 @@ impl Head {
             sha512: whole.sha512.clone(),
             md5: whole.md5.clone(),
         }
+    }
+
+    /// Reads a list, proves that it is whole, and leaves it at its first digest; none: it is damaged, or no list.
+    ///
+    /// # Errors
+    /// What reading says.
+    pub fn read(list: &mut (impl BufRead + Seek)) -> io::Result<Option<Self>> {
+        let mut line = Vec::new();
+        list.by_ref().take(MAX_HEAD_BYTES).read_until(b'\n', &mut line)?;
+        let Some(head) = serde_json::from_slice(&line).ok().filter(Self::is_known) else { return Ok(None) };
+        let first = line.len() as u64;
+        let mut digests = blake3::Hasher::new();
+        digests.update_reader(&mut *list)?;
+        let count = head.size_bytes.div_ceil(head.chunk_bytes as u64);
+        let whole = line.ends_with(b"\n")
+            && digests.count() == count.saturating_mul(size_of::<Digest>() as u64)
+            && digests.finalize().to_hex().as_str() == head.root;
+        list.seek(SeekFrom::Start(first))?;
+        Ok(whole.then_some(head))
     }
 
     /// Whether it is of this version, on this grid.

@@ -26,12 +26,21 @@ pub enum EventKind {
     PoolStalled,
     /// A pool that stood still answers again.
     PoolBack,
+    /// An image's data on the pool is not what was uploaded; the coordinator's own word.
+    ImageDamaged,
 }
 
 impl EventKind {
     /// Every kind; those that the programs in the kernel tell of come first, in the order of their numbers there.
-    pub const ALL: [Self; 6] =
-        [Self::Conflict, Self::Spoof, Self::Stale, Self::UnknownVni, Self::PoolStalled, Self::PoolBack];
+    pub const ALL: [Self; 7] = [
+        Self::Conflict,
+        Self::Spoof,
+        Self::Stale,
+        Self::UnknownVni,
+        Self::PoolStalled,
+        Self::PoolBack,
+        Self::ImageDamaged,
+    ];
 
     /// Its name.
     pub const fn as_str(self) -> &'static str {
@@ -42,6 +51,7 @@ impl EventKind {
             Self::UnknownVni => "unknown_vni",
             Self::PoolStalled => "pool_stalled",
             Self::PoolBack => "pool_back",
+            Self::ImageDamaged => "image_damaged",
         }
     }
 }
@@ -73,7 +83,7 @@ pub struct HostEvent {
     pub address: Option<IpAddr>,
     /// The other host's VTEP.
     pub peer: Option<IpAddr>,
-    /// Of a spoof: in what way, as in the metric `godwit_port_drops_total`.
+    /// Of a spoof: in what way, as in the metric `godwit_port_drops_total`. Of a damaged image: which, and how.
     pub reason: Option<String>,
     /// The folder of the pool.
     #[serde(default)]

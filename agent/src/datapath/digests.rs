@@ -2,12 +2,9 @@
 
 pub use godwit_protocol::digests::{CHUNK_BYTES as DIGEST_CHUNK_BYTES, Digest, Head, Whole, beside, digest};
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-
-/// Longest first line in bytes.
-const MAX_HEAD_BYTES: u64 = 4096;
 
 /// Digests of chunks that are all zeros; the full one is kept, since most holes are long.
 #[derive(Debug)]
@@ -73,26 +70,9 @@ impl Digests {
     pub fn open(path: &Path) -> Result<Self, DigestsError> {
         let mut options = OpenOptions::new();
         let file = options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
-        let mut line = Vec::new();
-        let mut reader = BufReader::new((&file).take(MAX_HEAD_BYTES));
-        reader.read_until(b'\n', &mut line)?;
-        let head: Head = serde_json::from_slice(&line).map_err(|_| DigestsError::Damaged)?;
-        let grid = head.chunk_bytes;
-        if !head.is_known() || !line.ends_with(b"\n") {
-            return Err(DigestsError::Damaged);
-        }
-        let first = line.len() as u64;
-        let count = head.size_bytes.div_ceil(grid as u64);
-        if file.metadata()?.len() != first + count * size_of::<Digest>() as u64 {
-            return Err(DigestsError::Damaged);
-        }
-        let mut hasher = blake3::Hasher::new();
-        let mut rest = &file;
-        rest.seek(SeekFrom::Start(first))?;
-        hasher.update_reader(rest)?;
-        if hasher.finalize().to_hex().as_str() != head.root {
-            return Err(DigestsError::Damaged);
-        }
+        let mut list = BufReader::new(&file);
+        let head = Head::read(&mut list)?.ok_or(DigestsError::Damaged)?;
+        let first = list.stream_position()?;
         Ok(Self { head, file, first })
     }
 

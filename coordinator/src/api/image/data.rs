@@ -4,7 +4,6 @@ use super::{body, fault, find, find_own, is_active};
 use crate::api::context::Caller;
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
-use crate::error::Error;
 use crate::images::Upload;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::{Path, State};
@@ -15,15 +14,12 @@ use futures_util::StreamExt;
 use futures_util::stream::Fuse;
 use std::time::Duration;
 use tokio::time::timeout;
-use tokio_util::io::ReaderStream;
 
 /// Without a byte for this long an upload counts as cut off.
 const SILENCE: Duration = Duration::from_secs(60);
 /// After a refusal, what still comes of a body is read and thrown away for this long, so that the client gets to read
 /// the answer; one that sends on sees its connection closed.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Bytes read from the pool at once.
-const READ_BYTES: usize = 256 << 10;
 
 const IMAGE_SIZE: HeaderName = HeaderName::from_static("x-openstack-image-size");
 
@@ -97,7 +93,7 @@ fn declared_bytes(headers: &HeaderMap) -> Answer<Option<u64>> {
     }
 }
 
-/// GET /v2/images/{id}/file.
+/// GET /v2/images/{id}/file. What turns out not to be what was uploaded ends the connection before it is sent.
 pub(super) async fn download(
     State(app): State<Shared>,
     caller: Caller,
@@ -108,17 +104,8 @@ pub(super) async fn download(
         tracing::debug!(image = %image.id, status = body::status_name(image.status), "no data to download yet");
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let file = app.images.open(image.id).await?;
     let size = image.size_bytes.unwrap_or_default();
-    let is = file.metadata().await.map_err(|source| Error::Pool {
-        what: "The image's file could not be looked at on the pool.".into(),
-        source,
-    })?;
-    if is.len() != size {
-        let message = format!("The image's file has {} bytes on the pool, but should have {size}.", is.len());
-        return Err(Error::Unavailable(message).into());
-    }
-    let mut response = Body::from_stream(ReaderStream::with_capacity(file, READ_BYTES)).into_response();
+    let mut response = Body::from_stream(app.images.download(&image).await?).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, axum::http::HeaderValue::from_static("application/octet-stream"));
     headers.insert(CONTENT_LENGTH, size.into());

@@ -9,6 +9,7 @@ use futures_util::stream;
 use godwit_protocol::digests;
 use serde_json::{Value, json};
 use std::convert::Infallible;
+use std::os::unix::fs::FileExt;
 
 const PATCH: (&str, &str) = ("content-type", "application/openstack-images-v2.1-json-patch");
 
@@ -98,6 +99,71 @@ async fn an_upload_of_either_kind_is_active_with_its_digests_and_comes_down_as_i
         assert_eq!(api.get(&format!("/image/v2/images/{id}")).await.status, 404);
         assert_eq!(files(&api), Vec::<String>::new());
     }
+}
+
+/// A byte of a file becomes another one; the file's time does not tell.
+fn flip(path: &std::path::Path, at: u64) {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let modified = file.metadata().unwrap().modified().unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    file.set_modified(modified).unwrap();
+}
+
+#[tokio::test]
+async fn a_download_of_a_damaged_image_ends_before_the_damage_and_is_told() {
+    const MIB: usize = 1 << 20;
+    let api = Api::new().await;
+    crate::app::start(&api.app);
+    let mut bytes: Vec<u8> = (0..3 * MIB + 9).map(|index| (index / 11) as u8).collect();
+    bytes[0] = 1;
+    let path = |id: &str| api.app.config.pool.join("images").join(id);
+    // Where the damage is, whether there is a list, and how much of the image may come.
+    for (at, list, come) in [
+        (2 * MIB + 5, true, Some(2 * MIB)),
+        (3 * MIB + 8, true, Some(3 * MIB)),
+        (7, true, None),
+        (7, false, Some(3 * MIB)),
+    ] {
+        let id = image(&api, "raw").await;
+        assert_eq!(put(&api, &id, &[], whole(&bytes)).await.status, 204);
+        if !list {
+            std::fs::remove_file(path(&format!("{id}.blake3"))).unwrap();
+        }
+        let file = format!("/image/v2/images/{id}/file");
+        assert!(api.get(&file).await.bytes == bytes, "it is whole so far");
+        assert!(api.app.images.damages.list().is_empty());
+        flip(&path(&id), at as u64);
+        match (come, api.download(&file).await) {
+            (Some(come), (status, came, end)) => {
+                assert_eq!((status.as_u16(), came.len()), (200, come));
+                assert!(!list || came == bytes[..come], "what comes is right");
+                assert!(end.is_err(), "the connection ends before its length");
+            }
+            (None, (status, said, _)) => {
+                assert_eq!(status, 500);
+                assert!(String::from_utf8_lossy(&said).contains("damaged"), "nothing was sent yet");
+            }
+        }
+        assert_eq!(show(&api, &id).await["status"], "active", "its disks and its record are what they were");
+        let status = api.get("/operator/v1/status").await.json();
+        assert!(status["problems"].to_string().contains(&id), "{status}");
+        let events = api.get("/operator/v1/events?kind=image_damaged").await.json();
+        let event = &events["events"][0];
+        assert_eq!(event["host"], "coordinator");
+        assert!(event["reason"].to_string().contains(&id), "{events}");
+        assert_eq!(api.delete(&format!("/image/v2/images/{id}")).await.status, 204);
+        assert!(api.app.images.damages.list().is_empty());
+    }
+    // A list that does not prove itself proves nothing else.
+    let id = image(&api, "raw").await;
+    assert_eq!(put(&api, &id, &[], whole(&bytes)).await.status, 204);
+    let list = path(&format!("{id}.blake3"));
+    flip(&list, list.metadata().unwrap().len() - 1);
+    let answer = api.get(&format!("/image/v2/images/{id}/file")).await;
+    assert_eq!(answer.status, 500, "{}", answer.text());
+    assert!(answer.text().contains("damaged"), "{}", answer.text());
 }
 
 #[tokio::test]

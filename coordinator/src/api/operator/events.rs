@@ -1,9 +1,11 @@
-//! What hosts told of rare things: conflicts, spoofs, stale packets, strange networks, pools that stand still.
+//! What hosts told of rare things: conflicts, spoofs, stale packets, strange networks, pools that stand still;
+//! and damaged images, which the coordinator itself has found.
 
 use crate::api::attributes::time_text;
 use crate::api::context::{Caller, Params};
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
+use crate::events::COORDINATOR;
 use crate::fleet::{Fleet, Time};
 use axum::Json;
 use axum::extract::State;
@@ -49,7 +51,11 @@ fn find_host(fleet: &Fleet, key: &str) -> Answer<HostId> {
 
 fn body(fleet: &Fleet, host: HostId, event: &HostEvent) -> Value {
     let at = Time::UNIX_EPOCH + Duration::from_millis(event.at_ms);
-    let name = fleet.hosts.get(&host).map_or_else(|| host.to_string(), |host| host.name.clone());
+    let name = match fleet.hosts.get(&host) {
+        Some(host) => host.name.clone(),
+        None if host == COORDINATOR => "coordinator".to_owned(),
+        None => host.to_string(),
+    };
     let network = fleet.networks.values().find(|network| network.vni == event.vni);
     let port = event
         .tap

@@ -20,7 +20,10 @@ pub(super) async fn show(State(app): State<Shared>, caller: Caller) -> Answer<Js
         let mut hosts: Vec<&Host> = fleet.hosts.values().collect();
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
         let hosts: Vec<Value> = hosts.into_iter().map(|host| summary(fleet, &app.config, host)).collect();
-        let problems = problems(fleet, &hosts);
+        let mut problems = problems(fleet, &hosts);
+        problems.extend(app.images.damages.list().into_iter().map(|(image, how)| {
+            format!("image {image} is damaged on the pool, upload it again as another one: {how}")
+        }));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "protocol_version": godwit_protocol::VERSION,
