@@ -10,15 +10,20 @@
 //! An instance without a NUMA topology floats: its [`Placement`] has no cells, its vCPUs float over all the
 //! host's shared CPUs and its memory lies in any cell. It is counted against the host as a whole.
 
+mod bits;
 pub mod cell;
+pub mod cores;
 pub mod cpu_set;
 pub mod described;
+pub mod distances;
 pub mod explain;
 pub mod fit;
 pub mod guest;
 pub mod host_view;
 pub mod labels;
 mod matching;
+mod needs;
+mod pairs;
 mod pinning;
 mod prefer;
 mod reach;
@@ -35,7 +40,7 @@ mod values;
 pub use explain::{HostRefusal, Refusal, Rule};
 pub use fit::{Limits, Order};
 pub use host_view::{HostState, HostView};
-pub use pinning::Pinning;
+pub use pinning::{Pinning, Pins};
 pub use request::Request;
 pub use roster::Roster;
 pub use search::{Choice, Placement, find, place};

@@ -1,11 +1,12 @@
 //! A host's NUMA cell with what is in use of it, and how usage is added and taken back.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::cores::Cores;
 use super::cpu_set::CpuSet;
+use super::distances::Distances;
 use super::guest::{CpuPolicy, ThreadPolicy};
 
 /// KiB in a MiB.
@@ -33,6 +34,11 @@ impl PagePool {
     /// How many pages hold exactly this memory; none when it does not come out even.
     pub(super) fn pages_for(&self, memory_mib: u64) -> Option<u64> {
         let kib = memory_mib.checked_mul(KIB_PER_MIB)?;
+        // Pages are powers of two everywhere; a shift costs a tenth of a division.
+        if self.size_kib.is_power_of_two() {
+            let pages = kib >> self.size_kib.trailing_zeros();
+            return (kib & (self.size_kib - 1) == 0).then_some(pages);
+        }
         (self.size_kib > 0 && kib.is_multiple_of(self.size_kib)).then(|| kib / self.size_kib)
     }
 }
@@ -54,12 +60,12 @@ pub struct Cell {
     pub shared_cpus: CpuSet,
     /// vCPUs that float there already; may be more than there are CPUs.
     pub shared_cpus_used: u32,
-    /// Cores: the hardware threads of each. A CPU in none is a core of its own. Hosts of one kind share them.
-    pub cores: Arc<[CpuSet]>,
+    /// Cores: the hardware threads of each. A CPU in none is a core of its own.
+    pub cores: Cores,
     /// CPUs under each level 3 cache; empty when the host does not tell.
     pub caches: Arc<[CpuSet]>,
-    /// Distances to the host's cells by their numbers (ACPI SLIT, 10 is the cell itself); empty when untold.
-    pub distances: Arc<BTreeMap<u32, u32>>,
+    /// Distances to the host's cells.
+    pub distances: Distances,
     /// Whether the host's packets leave from here: the underlay's device hangs on this cell.
     pub has_underlay: bool,
     /// Page pools by size; empty when the host tells no page sizes.
@@ -69,8 +75,7 @@ pub struct Cell {
 impl Cell {
     /// The distance to another cell, by the kernel's convention for hosts that tell none.
     pub fn distance_to(&self, other: u32) -> u32 {
-        let untold = if other == self.id { 10 } else { 20 };
-        self.distances.get(&other).copied().unwrap_or(untold)
+        self.distances.between(self.id, other)
     }
 
     /// Whether it has CPUs at all. Memory of a cell without any (HBM, CXL, a device's) is nothing that a guest gets
@@ -81,7 +86,7 @@ impl Cell {
 
     /// How many dedicated CPUs are not in use.
     pub fn free_cpu_count(&self) -> u32 {
-        self.dedicated_cpus.len() - self.dedicated_cpus.intersection_len(&self.pinned_cpus)
+        self.dedicated_cpus.difference_len(&self.pinned_cpus)
     }
 
     /// Dedicated CPUs that are not in use.
@@ -91,7 +96,7 @@ impl Cell {
 
     /// The most hardware threads that a core of this cell has; 1 when it has no core.
     pub fn threads_per_core(&self) -> u32 {
-        self.cores.iter().map(CpuSet::len).max().unwrap_or(1).max(1)
+        self.cores.threads()
     }
 
     /// The pool of the smallest pages, from which memory without a page size comes.

@@ -11,9 +11,16 @@ pub const MAX_CPU: u32 = 65_535;
 /// A set of CPU numbers (host CPUs or virtual CPUs), one bit each.
 ///
 /// The last word is never zero, so equal sets are equal values.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CpuSet {
     words: Words,
+}
+
+impl Clone for CpuSet {
+    fn clone(&self) -> Self {
+        // Words are copied at once; the derived clone goes one by one.
+        Self { words: Words::from_slice(&self.words) }
+    }
 }
 
 /// Sets of up to 256 CPUs lie in the value itself: placement makes and drops thousands of them for an answer.
@@ -75,19 +82,30 @@ impl CpuSet {
 
     /// The CPUs in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.words.iter().enumerate().flat_map(|(index, &word)| {
-            let base = index as u32 * 64;
-            std::iter::successors((word != 0).then_some(word), |rest| {
-                let rest = rest & (rest - 1);
-                (rest != 0).then_some(rest)
-            })
-            .map(move |rest| base + rest.trailing_zeros())
+        let mut words = self.words.iter();
+        let mut word = words.next().copied().unwrap_or(0);
+        let mut base = 0;
+        std::iter::from_fn(move || {
+            while word == 0 {
+                word = *words.next()?;
+                base += 64;
+            }
+            let cpu = base + word.trailing_zeros();
+            word &= word - 1;
+            Some(cpu)
         })
+    }
+
+    /// The set's words, CPU 0 in the lowest bit of the first; the last is not zero.
+    pub(super) fn words(&self) -> &[u64] {
+        &self.words
     }
 
     /// The CPUs in both sets.
     pub fn intersection(&self, other: &Self) -> Self {
-        let mut set = Self { words: self.words.iter().zip(&other.words).map(|(a, b)| a & b).collect() };
+        let mut set = self.clone();
+        set.words.truncate(other.words.len());
+        set.words.iter_mut().zip(&other.words).for_each(|(a, b)| *a &= b);
         set.trim();
         set
     }
@@ -102,6 +120,12 @@ impl CpuSet {
     /// How many CPUs are in both sets, without building their intersection.
     pub fn intersection_len(&self, other: &Self) -> u32 {
         self.words.iter().zip(&other.words).map(|(a, b)| (a & b).count_ones()).sum()
+    }
+
+    /// How many CPUs of this set are not in the other, without building their difference.
+    pub fn difference_len(&self, other: &Self) -> u32 {
+        let words = self.words.iter().enumerate();
+        words.map(|(at, word)| (word & !other.words.get(at).unwrap_or(&0)).count_ones()).sum()
     }
 
     /// How many CPUs of this set are in `also` and not in `except`, without building a set.
@@ -285,6 +309,7 @@ mod tests {
             prop_assert_eq!(left.len() as usize, a.len());
             prop_assert_eq!(left.is_subset(&right), a.is_subset(&b));
             prop_assert_eq!(left.intersection_len(&right) as usize, a.intersection(&b).count());
+            prop_assert_eq!(left.difference_len(&right) as usize, a.difference(&b).count());
             prop_assert_eq!(left.intersection(&right), a.intersection(&b).copied().collect());
             prop_assert_eq!(left.difference(&right), a.difference(&b).copied().collect());
             let low: CpuSet = (0..100).collect();

@@ -4,12 +4,14 @@
 //! exact, and polynomial where trying permutations is not.
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::cell::{Cell, PagePool};
 use super::cpu_set::CpuSet;
 use super::explain::{CellPair, FitError, Quantity, Rule, Shortfall};
 use super::guest::{Guest, GuestCell, PageSize};
 use super::matching::{MAX_CELLS, Matching};
+use super::needs::Needs;
 use super::pinning::{self, Pinning};
 use super::prefer;
 
@@ -82,41 +84,38 @@ pub fn fit(
         let have = count(hosts.len().min(MAX_CELLS));
         return Err(Shortfall::new(Rule::CellCount, count(guests), have).into());
     }
+    let needs: SmallVec<[Needs; 2]> = (0..guests).map(|index| Needs::of(guest, index)).collect();
     let mut matching = Matching::new(guests, hosts.len());
-    for index in 0..guests {
-        if let Some(twin) = (0..index).find(|&twin| same_needs(guest, twin, index)) {
-            matching.allow_as(twin, index);
-            continue;
+    for (index, its) in needs.iter().enumerate() {
+        match needs[..index].iter().position(|twin| twin == its) {
+            Some(twin) => matching.allow_as(twin, index),
+            None => allow_fitting(&mut matching, hosts, index, its, limits)?,
         }
-        allow_fitting(&mut matching, hosts, guest, index, limits)?;
     }
-    let chosen = prefer::choose(hosts, guest, &matching, order);
+    let chosen = prefer::choose(hosts, guest, &needs, &matching, order);
     let matched = chosen.iter().flatten().count();
     if matched < guests {
         return Err(Shortfall::new(Rule::CellMatching, count(guests), count(matched)).into());
     }
-    let placed = guest.cells.iter().enumerate().zip(chosen.into_iter().flatten());
-    Ok(placed.map(|((index, cell), host)| place_cell(&hosts[host], guest, index, cell)).collect())
+    let mut placed = Vec::with_capacity(guests);
+    for (index, host) in chosen.iter().flatten().enumerate() {
+        placed.push(place_cell(&hosts[*host], index, &guest.cells[index], &needs[index]));
+    }
+    Ok(placed)
 }
 
-/// Whether two guest cells need the same of a host cell, whatever their vCPUs are called.
-fn same_needs(guest: &Guest, a: usize, b: usize) -> bool {
-    let needs = |index: usize| {
-        let cell = &guest.cells[index];
-        let policies = (cell.page_size, cell.cpu_policy, cell.thread_policy);
-        (cell.shared.len(), cell.dedicated.len(), cell.memory_mib, policies, guest.emulator_cpus(index))
-    };
-    needs(a) == needs(b)
-}
-
-fn place_cell(host: &Cell, guest: &Guest, index: usize, cell: &GuestCell) -> PlacedCell {
+fn place_cell(host: &Cell, index: usize, cell: &GuestCell, needs: &Needs) -> PlacedCell {
     PlacedCell {
         guest: index as u32,
         host: host.id,
         memory_mib: cell.memory_mib,
-        page_size_kib: cell.page_size.and_then(|_| page_size(host, cell).ok()),
+        page_size_kib: needs.page_size.and_then(|wish| Some(serving(host, wish, needs.memory_mib)?.size_kib)),
         shared_vcpus: cell.shared.clone(),
-        pinning: pinning::choose(host, cell, guest.emulator_cpus(index)),
+        pinning: if needs.pins() {
+            pinning::choose(host, &cell.dedicated, needs.wanted)
+        } else {
+            Pinning::default()
+        },
     }
 }
 
@@ -124,75 +123,75 @@ fn place_cell(host: &Cell, guest: &Guest, index: usize, cell: &GuestCell) -> Pla
 fn allow_fitting(
     matching: &mut Matching,
     hosts: &[Cell],
-    guest: &Guest,
     index: usize,
+    needs: &Needs,
     limits: Option<&Limits>,
 ) -> Result<(), FitError> {
-    let cell = &guest.cells[index];
     let mut fits = false;
-    let mut nearest: Option<FitError> = None;
+    let mut nearest: Option<(Shortfall, u32)> = None;
     for (at, host) in hosts.iter().enumerate() {
-        match check_cell(host, cell, guest.emulator_cpus(index), limits) {
+        match check_cell(host, needs, limits) {
             Ok(()) => {
                 fits = true;
                 matching.allow(index, at);
             }
             Err(_) if fits => {}
-            Err(shortfall) if nearest.as_ref().is_none_or(|best| shortfall.rule > best.shortfall.rule) => {
-                let cells = Some(CellPair { guest: index as u32, host: host.id });
-                nearest = Some(FitError { shortfall, cells });
+            Err(shortfall) if nearest.as_ref().is_none_or(|(best, _)| shortfall.rule > best.rule) => {
+                nearest = Some((shortfall, host.id));
             }
             Err(_) => {}
         }
     }
     match nearest {
-        Some(error) if !fits => Err(error),
+        Some((shortfall, host)) if !fits => {
+            Err(FitError { shortfall, cells: Some(CellPair { guest: index as u32, host }) })
+        }
         _ => Ok(()),
     }
 }
 
-/// Whether one guest cell fits into one host cell, with `emulator` CPUs beside its pinned vCPUs.
-pub fn check_cell(
-    host: &Cell,
-    guest: &GuestCell,
-    emulator: u32,
-    limits: Option<&Limits>,
-) -> Result<(), Shortfall> {
-    let vcpus = u64::from(guest.shared.len()) + u64::from(guest.dedicated.len());
+/// Whether one guest cell fits into one host cell.
+fn check_cell(host: &Cell, needs: &Needs, limits: Option<&Limits>) -> Result<(), Shortfall> {
+    let vcpus = u64::from(needs.shared) + u64::from(needs.wanted.vcpus);
     if vcpus > 0 && !host.has_cpus() {
         return Err(Shortfall::new(Rule::CellCpus, Quantity::Vcpus(vcpus), Quantity::Cpus(0)));
     }
-    check_memory(host, guest)?;
-    if guest.floats() {
-        check_shared_total(host, guest)?;
+    check_memory(host, needs)?;
+    if needs.floats() {
+        check_shared_total(host, needs)?;
     }
-    pinning::check(host, guest, emulator)?;
+    if needs.pins() {
+        pinning::check(host, needs.wanted)?;
+    }
     match limits {
-        Some(limits) if guest.floats() => check_overcommit(host, guest, limits),
+        Some(limits) if needs.floats() => check_overcommit(host, needs, limits),
         _ => Ok(()),
     }
 }
 
-fn check_memory(host: &Cell, guest: &GuestCell) -> Result<(), Shortfall> {
-    if guest.page_size.is_some() {
-        return page_size(host, guest).map(drop);
+fn check_memory(host: &Cell, needs: &Needs) -> Result<(), Shortfall> {
+    if let Some(wish) = needs.page_size {
+        return match serving(host, wish, needs.memory_mib) {
+            Some(_) => Ok(()),
+            None => Err(no_pages(host, wish, needs.memory_mib)),
+        };
     }
     // Ordinary memory may be overcommitted, but no guest against itself; pinned guests not at all.
     let Some(pool) = host.smallest_pool() else {
-        let (rule, have) = match guest.pins() {
+        let (rule, have) = match needs.pins() {
             true => (Rule::CellMemoryFree, host.memory_mib.saturating_sub(host.memory_used_mib)),
             false => (Rule::CellMemoryTotal, host.memory_mib),
         };
-        let (need, had) = (Quantity::MemoryMib(guest.memory_mib), Quantity::MemoryMib(have));
-        return if guest.memory_mib <= have { Ok(()) } else { Err(Shortfall::new(rule, need, had)) };
+        let (need, had) = (Quantity::MemoryMib(needs.memory_mib), Quantity::MemoryMib(have));
+        return if needs.memory_mib <= have { Ok(()) } else { Err(Shortfall::new(rule, need, had)) };
     };
     let size_kib = pool.size_kib;
     let pages = |count| Quantity::Pages { count, size_kib };
-    let Some(need) = pool.pages_for(guest.memory_mib) else {
-        let need = Quantity::MemoryMib(guest.memory_mib);
+    let Some(need) = pool.pages_for(needs.memory_mib) else {
+        let need = Quantity::MemoryMib(needs.memory_mib);
         return Err(Shortfall::new(Rule::PageAlignment, need, pages(pool.total)));
     };
-    let have = if guest.pins() { pool.free() } else { pool.total };
+    let have = if needs.pins() { pool.free() } else { pool.total };
     if need > have {
         return Err(Shortfall::new(Rule::PagesFree, pages(need), pages(have)));
     }
@@ -202,37 +201,46 @@ fn check_memory(host: &Cell, guest: &GuestCell) -> Result<(), Shortfall> {
 /// The page size in KiB that serves the guest cell's request here: the largest that does.
 pub fn page_size(host: &Cell, guest: &GuestCell) -> Result<u64, Shortfall> {
     let wish = guest.page_size.unwrap_or(PageSize::Any);
+    let pool = serving(host, wish, guest.memory_mib);
+    pool.map(|pool| pool.size_kib).ok_or_else(|| no_pages(host, wish, guest.memory_mib))
+}
+
+/// The pool of pages as wished that has this memory free; the one with the largest pages.
+pub(super) fn serving(host: &Cell, wish: PageSize, memory_mib: u64) -> Option<&PagePool> {
+    let serves = |pool: &&PagePool| pool.pages_for(memory_mib).is_some_and(|need| need <= pool.free());
+    asked(host, wish).filter(serves).max_by_key(|pool| pool.size_kib)
+}
+
+fn asked(host: &Cell, wish: PageSize) -> impl Iterator<Item = &PagePool> {
     let smallest = host.smallest_pool().map(|pool| pool.size_kib);
-    let asked = |pool: &&PagePool| match wish {
+    host.page_pools.iter().filter(move |pool| match wish {
         PageSize::Kib(kib) => pool.size_kib == kib,
         PageSize::Small => Some(pool.size_kib) == smallest,
         PageSize::Large => Some(pool.size_kib) != smallest,
         PageSize::Any => true,
-    };
-    let need = |pool: &PagePool| pool.pages_for(guest.memory_mib);
-    let pools = || host.page_pools.iter().filter(asked);
-    let serves = |pool: &&PagePool| need(pool).is_some_and(|need| need <= pool.free());
-    if let Some(pool) = pools().filter(serves).max_by_key(|pool| pool.size_kib) {
-        return Ok(pool.size_kib);
-    }
-    // None serves: of those that came nearest, the largest.
-    let nearest = pools().max_by_key(|pool| (need(pool).is_some(), pool.size_kib));
+    })
+}
+
+/// Why no pool serves: of those that came nearest, the largest.
+fn no_pages(host: &Cell, wish: PageSize, memory_mib: u64) -> Shortfall {
+    let need = |pool: &PagePool| pool.pages_for(memory_mib);
+    let nearest = asked(host, wish).max_by_key(|pool| (need(pool).is_some(), pool.size_kib));
     let shortfall = |pool: &PagePool| {
         let pages = |count| Quantity::Pages { count, size_kib: pool.size_kib };
         match need(pool) {
             Some(need) => Shortfall::new(Rule::PagesFree, pages(need), pages(pool.free())),
             None => {
-                let need = Quantity::MemoryMib(guest.memory_mib);
+                let need = Quantity::MemoryMib(memory_mib);
                 Shortfall::new(Rule::PageAlignment, need, pages(pool.free()))
             }
         }
     };
     let none = || Shortfall::new(Rule::PageSizeSupported, Quantity::PageSize(wish), Quantity::Pools(0));
-    Err(nearest.map_or_else(none, shortfall))
+    nearest.map_or_else(none, shortfall)
 }
 
-fn check_shared_total(host: &Cell, guest: &GuestCell) -> Result<(), Shortfall> {
-    let (need, have) = (guest.shared.len(), host.shared_cpus.len());
+fn check_shared_total(host: &Cell, needs: &Needs) -> Result<(), Shortfall> {
+    let (need, have) = (needs.shared, host.shared_cpus.len());
     if need > have {
         let (need, have) = (Quantity::Vcpus(u64::from(need)), Quantity::Cpus(u64::from(have)));
         return Err(Shortfall::new(Rule::CpuSharedTotal, need, have));
@@ -240,15 +248,15 @@ fn check_shared_total(host: &Cell, guest: &GuestCell) -> Result<(), Shortfall> {
     Ok(())
 }
 
-fn check_overcommit(host: &Cell, guest: &GuestCell, limits: &Limits) -> Result<(), Shortfall> {
-    let need = u64::from(guest.shared.len());
+fn check_overcommit(host: &Cell, needs: &Needs, limits: &Limits) -> Result<(), Shortfall> {
+    let need = u64::from(needs.shared);
     let used = u64::from(host.shared_cpus_used);
     let capacity = Limits::capacity(u64::from(host.shared_cpus.len()), limits.cpu_ratio);
     if used + need > capacity {
         let have = Quantity::Vcpus(capacity.saturating_sub(used));
         return Err(Shortfall::new(Rule::CpuSharedFree, Quantity::Vcpus(need), have));
     }
-    let need = guest.memory_mib;
+    let need = needs.memory_mib;
     let capacity = Limits::capacity(host.memory_mib, limits.memory_ratio);
     if host.memory_used_mib.saturating_add(need) > capacity {
         let have = Quantity::MemoryMib(capacity.saturating_sub(host.memory_used_mib));

@@ -237,7 +237,7 @@ fn cell_view(cell: &godwit_protocol::host::Cell) -> Cell {
         shared_cpus_used: 0,
         cores: cores.into_values().collect(),
         caches: caches(cell),
-        distances: Arc::new(cell.distances.clone()),
+        distances: cell.distances.iter().map(|(to, distance)| (*to, *distance)).collect(),
         has_underlay: false,
         page_pools: pools
             .map(|pool| PagePool {

@@ -10,6 +10,9 @@ use smallvec::SmallVec;
 /// Guest cells that one matching takes at most.
 pub(super) const MAX_CELLS: usize = 128;
 
+/// For each guest cell the host cell that it gets.
+pub(super) type HostOf = SmallVec<[Option<usize>; 8]>;
+
 /// Guest cells and the host cells that could hold them.
 pub(super) struct Matching {
     /// For each host cell, the guest cells that it could hold, one bit each.
@@ -47,8 +50,8 @@ impl Matching {
 
     /// For each guest cell the host cell it gets, when host cells are preferred in this order. As many guest cells
     /// as can have one get one; the order decides which host cells they are.
-    pub(super) fn solve(&self, order: impl IntoIterator<Item = usize>) -> Vec<Option<usize>> {
-        let mut host_of = vec![None; self.guests];
+    pub(super) fn solve(&self, order: impl IntoIterator<Item = usize>) -> HostOf {
+        let mut host_of = HostOf::from_elem(None, self.guests);
         let mut matched = 0;
         for host in order {
             if matched == self.guests {

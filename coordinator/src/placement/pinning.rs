@@ -1,23 +1,58 @@
 //! Which host CPUs a guest cell's dedicated vCPUs and its emulator get inside one host cell.
 
-use std::collections::BTreeMap;
-
 use smallvec::SmallVec;
 
 use super::cell::Cell;
 use super::cpu_set::CpuSet;
 use super::explain::{Quantity, Rule, Shortfall};
-use super::guest::{GuestCell, ThreadPolicy};
+use super::guest::ThreadPolicy;
+use super::pairs::{self, FreeCounts};
 
 /// The host CPUs of one guest cell.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pinning {
     /// vCPU to host CPU.
-    pub pins: BTreeMap<u32, u32>,
+    pub pins: Pins,
     /// Host CPUs for the emulator's threads.
     pub emulator_cpus: CpuSet,
     /// Free siblings of pinned CPUs that must stay idle (thread policy isolate).
     pub idle_cpus: CpuSet,
+}
+
+/// vCPU to host CPU, in the order of the vCPUs. A few lie in the value itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pins(SmallVec<[(u32, u32); 8]>);
+
+impl Pins {
+    /// vCPUs with their host CPUs.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// The vCPUs.
+    pub fn vcpus(&self) -> impl Iterator<Item = u32> + '_ {
+        self.iter().map(|(vcpu, _)| vcpu)
+    }
+
+    /// The host CPUs, in the order of the vCPUs.
+    pub fn cpus(&self) -> impl Iterator<Item = u32> + '_ {
+        self.iter().map(|(_, cpu)| cpu)
+    }
+
+    /// `vcpu` is above those that are there.
+    pub(super) fn push(&mut self, vcpu: u32, cpu: u32) {
+        self.0.push((vcpu, cpu));
+    }
+}
+
+/// Host CPUs that a guest cell wants for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// One for each dedicated vCPU.
+    pub(super) vcpus: u32,
+    /// For the emulator beside them.
+    pub(super) emulator: u32,
+    pub(super) policy: Option<ThreadPolicy>,
 }
 
 /// The free threads of the cell's cores, cores without any left out; a CPU in no core is a core of its own.
@@ -42,33 +77,43 @@ impl FreeCores {
     }
 }
 
-/// How many threads are free of each core that has any: what [`check`] needs, without a set for each core.
+/// How many cores have how many free threads: what [`check`] needs, without a set for each core.
 pub(super) struct FreeThreads {
     pub(super) threads_per_core: u32,
-    pub(super) by_core: SmallVec<[u32; 32]>,
+    /// Cores by the number of their free threads.
+    with: SmallVec<[u32; 4]>,
 }
 
 impl FreeThreads {
     pub(super) fn of(cell: &Cell) -> Self {
-        let free = cell.free_cpu_count();
-        let of_core = |core: &CpuSet| core.count_where(&cell.dedicated_cpus, &cell.pinned_cpus);
-        let mut by_core: SmallVec<[u32; 32]> =
-            cell.cores.iter().map(of_core).filter(|&threads| threads > 0).collect();
-        let in_cores: u32 = by_core.iter().sum();
-        match free.checked_sub(in_cores) {
-            Some(lone) => by_core.extend(std::iter::repeat_n(1, lone as usize)),
-            // Cores that overlap: count each CPU once.
-            None => by_core = FreeCores::of(cell).cores.iter().map(CpuSet::len).collect(),
+        let threads_per_core = cell.threads_per_core();
+        if let Some(FreeCounts { whole, single }) = pairs::count(cell) {
+            return Self { threads_per_core, with: SmallVec::from_buf_and_len([0, single, whole, 0], 3) };
         }
-        Self { threads_per_core: cell.threads_per_core(), by_core }
+        let of_core = |core: &CpuSet| core.count_where(&cell.dedicated_cpus, &cell.pinned_cpus);
+        let mut with = SmallVec::from_elem(0, threads_per_core as usize + 1);
+        let mut in_cores = 0;
+        for free in cell.cores.iter().map(of_core) {
+            with[free as usize] += 1;
+            in_cores += free;
+        }
+        match cell.free_cpu_count().checked_sub(in_cores) {
+            Some(lone) => with[1] += lone,
+            // Cores that overlap: count each CPU once.
+            None => {
+                with.fill(0);
+                FreeCores::of(cell).cores.iter().for_each(|core| with[core.len() as usize] += 1);
+            }
+        }
+        Self { threads_per_core, with }
     }
 
     pub(super) fn with_at_least(&self, threads: u32) -> u32 {
-        self.by_core.iter().filter(|&&free| free >= threads).count() as u32
+        self.with.iter().skip(threads as usize).sum()
     }
 
     fn threads(&self) -> u32 {
-        self.by_core.iter().sum()
+        self.with.iter().zip(0..).map(|(cores, threads)| cores * threads).sum()
     }
 
     /// vCPUs for which there is room when the same number of threads, two or more, is taken of each core.
@@ -78,25 +123,22 @@ impl FreeThreads {
     }
 }
 
-/// Whether the guest cell's dedicated vCPUs and `emulator` more CPUs fit into the free CPUs of the host cell.
+/// Whether what a guest cell that pins wants fits into the free CPUs of the host cell.
 ///
 /// The order of the checks is from the coarse to the fine, so that the shortfall named is the one to fix first.
-pub(super) fn check(cell: &Cell, guest: &GuestCell, emulator: u32) -> Result<(), Shortfall> {
-    if !guest.pins() {
-        return Ok(());
-    }
-    let vcpus = guest.dedicated.len();
+pub(super) fn check(cell: &Cell, wanted: Wanted) -> Result<(), Shortfall> {
+    let Wanted { vcpus, emulator, policy } = wanted;
     let wanted = u64::from(vcpus) + u64::from(emulator);
     let needs = |have: u32| Quantity::Cpus(u64::from(have));
-    if wanted > u64::from(cell.dedicated_cpus.len()) {
-        let have = needs(cell.dedicated_cpus.len());
-        return Err(Shortfall::new(Rule::CpuDedicatedTotal, Quantity::Cpus(wanted), have));
-    }
     let free_cpus = cell.free_cpu_count();
     if wanted > u64::from(free_cpus) {
+        let all = cell.dedicated_cpus.len();
+        if wanted > u64::from(all) {
+            return Err(Shortfall::new(Rule::CpuDedicatedTotal, Quantity::Cpus(wanted), needs(all)));
+        }
         return Err(Shortfall::new(Rule::CpuDedicatedFree, Quantity::Cpus(wanted), needs(free_cpus)));
     }
-    match guest.thread_policy {
+    match policy {
         None | Some(ThreadPolicy::Prefer) if vcpus == 0 && emulator > 0 => {
             // The emulator's own CPU goes with pinned vCPUs; this cell has none to go with.
             Err(Shortfall::new(Rule::EmulatorCpusFree, needs(emulator), needs(0)))
@@ -153,16 +195,21 @@ fn check_isolate(cell: &Cell, free: &FreeThreads, vcpus: u32, emulator: u32) -> 
 /// Chooses the CPUs, given that [`check`] said they are there. The vCPUs share as few level 3 caches as can be,
 /// whole sibling groups are left to others where that is possible, and the choice depends on nothing but its
 /// arguments.
-pub(super) fn choose(cell: &Cell, guest: &GuestCell, emulator: u32) -> Pinning {
-    if !guest.pins() || guest.dedicated.is_empty() {
+pub(super) fn choose(cell: &Cell, vcpus: &CpuSet, wanted: Wanted) -> Pinning {
+    if vcpus.is_empty() {
         return Pinning::default();
     }
+    pairs::choose(cell, vcpus, wanted).unwrap_or_else(|| choose_by_core(cell, vcpus, wanted))
+}
+
+/// The same for any cores, one by one.
+fn choose_by_core(cell: &Cell, guest: &CpuSet, wanted: Wanted) -> Pinning {
+    let Wanted { vcpus, emulator, policy } = wanted;
     let FreeCores { threads_per_core, cores } = FreeCores::of(cell);
-    let vcpus = guest.dedicated.len();
     let mut pinning = Pinning::default();
-    let enough = |cores: &[CpuSet]| room(cores, guest.thread_policy, threads_per_core) >= u64::from(vcpus);
+    let enough = |cores: &[CpuSet]| room(cores, policy, threads_per_core) >= u64::from(vcpus);
     let (mut near, mut far) = near_cores(cell, cores, enough);
-    let chosen = match guest.thread_policy {
+    let chosen = match policy {
         Some(ThreadPolicy::Isolate) => {
             near.sort_by_key(|core| core.len() != threads_per_core);
             let taken: Vec<CpuSet> = near.drain(..(vcpus as usize).min(near.len())).collect();
@@ -190,7 +237,7 @@ pub(super) fn choose(cell: &Cell, guest: &GuestCell, emulator: u32) -> Pinning {
         }
     };
     pinning.emulator_cpus = near.iter().flat_map(CpuSet::iter).take(emulator as usize).collect();
-    pinning.pins = guest.dedicated.iter().zip(chosen).collect();
+    pinning.pins = Pins(guest.iter().zip(chosen).collect());
     pinning
 }
 
@@ -235,13 +282,14 @@ fn near_cores(
 }
 
 /// How many wholly free cores [`choose`] would break, which is to take some threads of and leave others.
-pub(super) fn broken_cores(cell: &Cell, guest: &GuestCell, emulator: u32) -> u32 {
-    broken_by_count(cell, guest, emulator)
-        .unwrap_or_else(|| broken_by_choice(cell, &choose(cell, guest, emulator)))
+pub(super) fn broken_cores(cell: &Cell, vcpus: &CpuSet, wanted: Wanted) -> u32 {
+    let counted = || broken_by_count(cell, wanted);
+    let counted = if vcpus.is_empty() { Some(0) } else { pairs::broken(cell, wanted).or_else(counted) };
+    counted.unwrap_or_else(|| broken_by_choice(cell, &choose(cell, vcpus, wanted)))
 }
 
 fn broken_by_choice(cell: &Cell, pinning: &Pinning) -> u32 {
-    let mut taken: CpuSet = pinning.pins.values().copied().collect();
+    let mut taken: CpuSet = pinning.pins.cpus().collect();
     taken.extend_from(&pinning.emulator_cpus);
     taken.extend_from(&pinning.idle_cpus);
     let broken = |core: &&CpuSet| {
@@ -258,14 +306,14 @@ const COUNTED_THREADS: usize = 8;
 
 /// The same, as [`pack`] would choose, but counted: how many cores have how many free threads is all that matters where
 /// cores are of one size, under one cache, and no emulator wants a CPU. None elsewhere.
-fn broken_by_count(cell: &Cell, guest: &GuestCell, emulator: u32) -> Option<u32> {
+fn broken_by_count(cell: &Cell, wanted: Wanted) -> Option<u32> {
     let size =
         cell.cores.first().map(CpuSet::len).filter(|size| (2..=COUNTED_THREADS as u32).contains(size))?;
-    if emulator > 0 || cell.caches.len() > 1 || cell.cores.iter().any(|core| core.len() != size) {
+    if wanted.emulator > 0 || cell.caches.len() > 1 || cell.cores.iter().any(|core| core.len() != size) {
         return None;
     }
     // Whole cores are taken, and their idle siblings are held.
-    let no_lone = match guest.thread_policy {
+    let no_lone = match wanted.policy {
         Some(ThreadPolicy::Isolate) => return Some(0),
         Some(ThreadPolicy::Require) => true,
         None | Some(ThreadPolicy::Prefer) => false,
@@ -279,7 +327,7 @@ fn broken_by_count(cell: &Cell, guest: &GuestCell, emulator: u32) -> Option<u32>
     }
     // None when cores overlap.
     cores[1] += cell.free_cpu_count().checked_sub(in_cores)?;
-    let (mut wanted, mut broken) = (guest.dedicated.len(), 0);
+    let (mut wanted, mut broken) = (wanted.vcpus, 0);
     while wanted > 0 {
         let least = if no_lone { wanted.min(2) } else { 1 };
         let held = |free: &u32| cores[*free as usize] > 0;
@@ -331,7 +379,7 @@ fn pack(cores: &mut [CpuSet], count: u32, no_lone: bool) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::placement::guest::CpuPolicy;
+    use crate::placement::cores::Cores;
     use proptest::prelude::*;
 
     proptest! {
@@ -341,40 +389,78 @@ mod tests {
         fn cores_that_would_be_broken_are_counted_as_they_are_chosen(
             size in 1..5_u32,
             cores in 1..9_u32,
-            dedicated in any::<u64>(),
-            pinned in any::<u64>(),
+            bits in (any::<u64>(), any::<u64>()),
             lone in 0..3_u32,
-            vcpus in 1..9_u32,
-            policy in prop::sample::select(vec![
-                None,
-                Some(ThreadPolicy::Prefer),
-                Some(ThreadPolicy::Require),
-                Some(ThreadPolicy::Isolate),
-            ]),
+            wanted in wanted(),
         ) {
-            let all = 0..(size * cores + lone);
-            let of = |mask: u64| all.clone().filter(|cpu| mask & (1 << cpu) != 0).collect::<CpuSet>();
-            let dedicated = of(dedicated | u64::from(policy == Some(ThreadPolicy::Isolate)).wrapping_neg());
-            let cell = Cell {
-                pinned_cpus: of(pinned).intersection(&dedicated),
-                shared_cpus: dedicated.clone(),
-                dedicated_cpus: dedicated,
-                cores: (0..cores).map(|core| (core * size..(core + 1) * size).collect()).collect(),
-                ..Cell::default()
-            };
-            let guest = GuestCell {
-                shared: CpuSet::new(),
-                dedicated: CpuSet::first_n(vcpus),
-                memory_mib: 1,
-                page_size: None,
-                cpu_policy: Some(CpuPolicy::Dedicated),
-                thread_policy: policy,
-            };
-            if check(&cell, &guest, 0).is_ok()
-                && let Some(counted) = broken_by_count(&cell, &guest, 0)
+            let cell = cell((0..cores).map(|core| (core * size..(core + 1) * size).collect()).collect(), size * cores + lone, bits, wanted);
+            if check(&cell, wanted).is_ok()
+                && let Some(counted) = broken_by_count(&cell, wanted)
             {
-                prop_assert_eq!(counted, broken_by_choice(&cell, &choose(&cell, &guest, 0)));
+                let vcpus = CpuSet::first_n(wanted.vcpus);
+                prop_assert_eq!(counted, broken_by_choice(&cell, &choose_by_core(&cell, &vcpus, wanted)));
             }
+        }
+
+        #[test]
+        fn pairs_are_chosen_at_once_as_they_are_one_by_one(
+            (stride, runs) in (0..40_u32, 1..4_u32),
+            (low, lone) in (0..3_u32, 0..3_u32),
+            bits in (any::<u64>(), any::<u64>()),
+            far in prop::sample::select(vec![0, 30, 60, 100, 200, 400]),
+            cores_per_cache in 1..20_usize,
+            wanted in wanted(),
+        ) {
+            // Runs of first threads, each followed by its run of second threads; lone CPUs below and above.
+            let run = |run: u32| (0..stride.max(1)).map(move |at| low + run * 2 * stride.max(1) + at);
+            let firsts: Vec<u32> = (0..runs).flat_map(run).take(15).collect();
+            let core = |cpu: &u32| [far + cpu, far + cpu + stride].into_iter().collect::<CpuSet>();
+            let last = firsts.last().map_or(0, |cpu| cpu + stride);
+            let cell = cell(firsts.iter().map(core).collect(), far + last + 1 + lone, bits, wanted);
+            prop_assert!(cell.cores.pairs().is_some());
+            let vcpus = CpuSet::first_n(wanted.vcpus);
+            // Under one cache, and under several, with the lone ones under none.
+            let mut several = cell.clone();
+            several.caches = cell.cores.chunks(cores_per_cache).map(|cores| cores.iter().flat_map(CpuSet::iter).collect()).collect();
+            for (cell, always) in [(&cell, true), (&several, several.caches.len() < 2)] {
+                if check(cell, wanted).is_ok() {
+                    let by_core = choose_by_core(cell, &vcpus, wanted);
+                    let broken = pairs::broken(cell, wanted);
+                    prop_assert_eq!(broken.unwrap_or_else(|| broken_by_choice(cell, &by_core)), broken_by_choice(cell, &by_core));
+                    let chosen = pairs::choose(cell, &vcpus, wanted);
+                    prop_assert!(!always || (chosen.is_some() && broken.is_some()));
+                    prop_assert_eq!(chosen.unwrap_or_else(|| by_core.clone()), by_core);
+                }
+            }
+            let FreeCounts { whole, single } = pairs::count(&cell).unwrap();
+            let cores = FreeCores::of(&cell).cores;
+            let with = |threads: u32| cores.iter().filter(|core| core.len() == threads).count() as u32;
+            prop_assert_eq!((single, whole), (with(1), with(2)));
+        }
+    }
+
+    fn wanted() -> impl Strategy<Value = Wanted> {
+        let policies =
+            vec![None, Some(ThreadPolicy::Prefer), Some(ThreadPolicy::Require), Some(ThreadPolicy::Isolate)];
+        let numbers = (1..9_u32, prop_oneof![Just(0_u32), 1..4_u32]);
+        (numbers, prop::sample::select(policies)).prop_map(|((vcpus, emulator), policy)| Wanted {
+            vcpus,
+            emulator,
+            policy,
+        })
+    }
+
+    /// A cell of `cpus` CPUs, of which bits say which may be pinned and which are; `isolate` wants one common set.
+    fn cell(cores: Cores, cpus: u32, (dedicated, pinned): (u64, u64), wanted: Wanted) -> Cell {
+        let of = |mask: u64| (0..cpus).filter(|cpu| mask & (1 << (cpu % 64)) != 0).collect::<CpuSet>();
+        let all = u64::from(wanted.policy == Some(ThreadPolicy::Isolate)).wrapping_neg();
+        let dedicated = of(dedicated | all);
+        Cell {
+            pinned_cpus: of(pinned).intersection(&dedicated),
+            shared_cpus: dedicated.clone(),
+            dedicated_cpus: dedicated,
+            cores,
+            ..Cell::default()
         }
     }
 }

@@ -37,7 +37,7 @@ impl Placement {
             guest: cell.guest,
             host: cell.host,
             shared_vcpus: cell.shared_vcpus.iter().collect(),
-            pinning: cell.pinning.pins.clone(),
+            pinning: cell.pinning.pins.iter().collect(),
             memory_bytes: cell.memory_mib.saturating_mul(BYTES_PER_MIB),
             page_size_kib: cell.page_size_kib,
         });

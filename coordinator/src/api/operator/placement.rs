@@ -266,7 +266,7 @@ fn place(placement: &Placement) -> String {
         return format!("{} vCPUs float over the shared CPUs", placement.vcpus);
     }
     let cell = |cell: &crate::placement::fit::PlacedCell| {
-        let pinned: Vec<String> = cell.pinning.pins.values().map(u32::to_string).collect();
+        let pinned: Vec<String> = cell.pinning.pins.cpus().map(|cpu| cpu.to_string()).collect();
         let cpus = if pinned.is_empty() { String::new() } else { format!(", CPUs {}", pinned.join(" ")) };
         format!("guest cell {} on cell {}{cpus}", cell.guest, cell.host)
     };

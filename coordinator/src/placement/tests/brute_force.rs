@@ -1,7 +1,6 @@
 //! Fits against a checker that knows no better than to try everything.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -133,10 +132,10 @@ fn check_answer(hosts: &[Cell], guest: &Guest, limits: Option<&Limits>, placed: 
         let wanted = if cell.pins() { guest.emulator_cpus(index) as usize } else { 0 };
         assert_eq!(emulator.len(), wanted);
         assert!(cell_fits(host, cell, wanted, limits), "{host:?} {cell:?}");
-        let vcpus: Vec<u32> = placed.pinning.pins.keys().copied().collect();
+        let vcpus: Vec<u32> = placed.pinning.pins.vcpus().collect();
         assert_eq!(vcpus, cell.dedicated.iter().collect::<Vec<_>>(), "each dedicated vCPU is pinned");
         if cell.pins() {
-            let pins: Vec<u32> = placed.pinning.pins.values().copied().collect();
+            let pins: Vec<u32> = placed.pinning.pins.cpus().collect();
             assert!(pins_are_right(host, cell, &pins, &emulator), "{host:?} {cell:?} {:?}", placed.pinning);
         }
         let pool = host.page_pools.iter().find(|pool| Some(pool.size_kib) == placed.page_size_kib);
@@ -177,7 +176,7 @@ proptest! {
 /// Thread policy isolate takes the emulator's core whole as well; what [`fit`] promises are the CPUs alone.
 fn usage(guest: &Guest, placed: &PlacedCell) -> CellUsage {
     let cell = &guest.cells[placed.guest as usize];
-    let mut pinned: CpuSet = placed.pinning.pins.values().copied().collect();
+    let mut pinned: CpuSet = placed.pinning.pins.cpus().collect();
     pinned.extend_from(&placed.pinning.idle_cpus);
     CellUsage {
         host_cell: placed.host,
@@ -206,7 +205,7 @@ fn host() -> impl Strategy<Value = Vec<Cell>> {
                 let distance =
                     |to: usize| if to == at { 10 } else { 11 + u32::from(far[3 * at + to] % 3) * 10 };
                 let distances = (0..3).map(|to| (7 * to as u32 + 2, distance(to)));
-                cell.distances = Arc::new(distances.collect());
+                cell.distances = distances.collect();
             }
             cells
         })
@@ -324,7 +323,7 @@ fn pins_leave_whole_cores_to_others() {
     host.pinned_cpus = cpus("2");
     let pins = |vcpus: &str| {
         let placed = fit(&[host.clone()], &guest(vec![pinned_cell(vcpus, 64)]), None, Order::Spread).unwrap();
-        placed[0].pinning.pins.values().copied().collect::<CpuSet>().to_string()
+        placed[0].pinning.pins.cpus().collect::<CpuSet>().to_string()
     };
     assert_eq!(pins("0"), "3", "a lone thread is taken before a core is broken");
     assert_eq!(pins("0-1"), "0-1");
@@ -339,7 +338,7 @@ fn with_policy_require_no_vcpu_sits_alone_where_that_can_be_helped() {
     let mut cell = pinned_cell("0-3", 64);
     cell.thread_policy = Some(ThreadPolicy::Require);
     let placed = fit(&[host], &guest(vec![cell]), None, Order::Spread).unwrap();
-    let pins: CpuSet = placed[0].pinning.pins.values().copied().collect();
+    let pins: CpuSet = placed[0].pinning.pins.cpus().collect();
     assert_eq!(pins, cpus("1-2,5-6"), "two and two, not three and one");
 }
 

@@ -1,8 +1,5 @@
 //! Of several right answers, which one is taken.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use super::{cpus, guest, pinned_cell, smt_cell};
 use crate::placement::cell::{Cell, PagePool};
 use crate::placement::cpu_set::CpuSet;
@@ -16,7 +13,7 @@ fn host(cells: u32, distance: impl Fn(u32, u32) -> u32) -> Vec<Cell> {
         (0..cells).map(|id| smt_cell(id, &format!("{}-{}", 4 * id, 4 * id + 3))).collect();
     for cell in &mut host {
         let to = |other: u32| (other, if other == cell.id { 10 } else { distance(cell.id, other) });
-        cell.distances = Arc::new((0..cells).map(to).collect::<BTreeMap<_, _>>());
+        cell.distances = (0..cells).map(to).collect();
     }
     host
 }
@@ -106,7 +103,7 @@ fn vcpus_share_one_cache_where_one_has_room() {
     let pins = |cell: &Cell, vcpus: &str, policy| {
         let wanted = GuestCell { thread_policy: policy, ..pinned_cell(vcpus, 64) };
         let placed = take(std::slice::from_ref(cell), &guest(vec![wanted]));
-        placed[0].pinning.pins.values().copied().collect::<CpuSet>().to_string()
+        placed[0].pinning.pins.cpus().collect::<CpuSet>().to_string()
     };
     assert_eq!(pins(&cell, "0-5", None), "2-7", "the cache with the least room that is enough");
     assert_eq!(pins(&cell, "0-7", None), "8-15", "a whole cache, not two halves");

@@ -261,7 +261,7 @@ pub(crate) fn host_json(cells: &[Cell]) -> Value {
 
 pub(crate) fn placed_json(cells: &[PlacedCell]) -> Value {
     let cell = |cell: &PlacedCell| {
-        let pins = cell.pinning.pins.iter().map(|(vcpu, cpu)| (vcpu.to_string(), Value::from(*cpu)));
+        let pins = cell.pinning.pins.iter().map(|(vcpu, cpu)| (vcpu.to_string(), Value::from(cpu)));
         json!({
             "guest": cell.guest,
             "host": cell.host,
