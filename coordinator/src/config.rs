@@ -77,6 +77,9 @@ pub struct Config {
     /// After how long a resize that nobody has confirmed or reverted is confirmed, in seconds; 0: never.
     #[serde(default)]
     pub resize_confirm_window: u64,
+    /// How many migrations that have ended are kept to be looked at, the newest.
+    #[serde(default = "default_migrations_kept")]
+    pub migrations_kept: usize,
 }
 
 /// How broadcast, and what is unknown, reaches the other hosts of a VXLAN network.
@@ -149,6 +152,9 @@ fn default_same_host() -> bool {
 }
 fn default_downtime_ms() -> u64 {
     500
+}
+fn default_migrations_kept() -> usize {
+    1000
 }
 
 /// What is wrong with coordinator.toml.
@@ -286,6 +292,9 @@ impl Config {
                 "0 for never, or from 60 to 2592000 seconds",
             );
         }
+        if !(100..=100_000).contains(&self.migrations_kept) {
+            return value("migrations_kept", self.migrations_kept.to_string(), "from 100 to 100000");
+        }
         if self.vxlan_port == 0 {
             return value("vxlan_port", self.vxlan_port.to_string(), "from 1 to 65535");
         }
@@ -377,6 +386,8 @@ mod tests {
             ("max_downtime_ms", "0"),
             ("token_seconds", "59"),
             ("resize_confirm_window", "59"),
+            ("migrations_kept", "99"),
+            ("migrations_kept", "100001"),
             ("resize_confirm_window", "2592001"),
             ("plain_listen", "\"192.0.2.1:80\""),
         ] {

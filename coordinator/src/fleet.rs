@@ -9,6 +9,7 @@ pub mod instance;
 pub mod migration;
 pub mod network;
 pub mod operation;
+mod running;
 mod seats;
 pub mod security;
 mod shared;
@@ -55,6 +56,8 @@ macro_rules! fleet {
             pub observed: BTreeMap<HostId, Observed>,
             /// Placement's view of the hosts, derived from the records.
             pub(crate) seats: seats::Seats,
+            /// What runs on each instance, derived from the records.
+            pub(crate) running: running::Running,
             /// What instances have in common.
             pub(crate) shared: shared::Shared,
         }
@@ -119,6 +122,7 @@ macro_rules! fleet {
                 if let Change::Instance(instance) = &mut change {
                     instance.flavor = self.shared.flavor(instance.flavor.clone());
                 }
+                self.running.follow(&change, &self.operations, &self.migrations);
                 match change {
                     $(Change::$kind(record) => { self.$table.insert(record.key(), record); })+
                     Change::Gone(kind, key) => match kind {
@@ -179,11 +183,11 @@ impl Fleet {
 
     /// The operation that runs on an instance.
     pub fn running_operation(&self, instance: InstanceId) -> Option<&Operation> {
-        self.operations.values().find(|o| o.instance == instance && o.is_running())
+        self.operations.get(&self.running.operation(instance)?)
     }
 
     /// The migration that runs on an instance.
     pub fn running_migration(&self, instance: InstanceId) -> Option<&Migration> {
-        self.migrations.values().find(|m| m.instance == instance && m.status.is_running())
+        self.migrations.get(&self.running.migration(instance)?)
     }
 }

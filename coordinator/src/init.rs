@@ -204,6 +204,7 @@ fn settings_of(plan: &Plan) -> Result<Config, InitError> {
         max_downtime_ms: 500,
         allow_resize_to_same_host: true,
         resize_confirm_window: 0,
+        migrations_kept: 1000,
     })
 }
 

@@ -20,7 +20,7 @@ use crate::crash;
 use crate::error::Error;
 use crate::fleet::instance::{Fault, Instance, InstanceStatus};
 use crate::fleet::operation::{Operation, Phase, Verb};
-use crate::fleet::{Change, Fleet};
+use crate::fleet::{Change, Fleet, Time};
 use crate::ledger::now;
 use crate::store::StoreError;
 use godwit_protocol::id::{InstanceId, OperationId};
@@ -264,7 +264,7 @@ async fn end(app: &Shared, id: OperationId, failure: Option<StepError>) -> Resul
             let error = failure.as_ref().map(ToString::to_string);
             let instance = operation.instance;
             changes.push(Operation { phase, error, updated_at: now(), ..operation }.into());
-            changes.extend(outdated(fleet));
+            changes.extend(outdated(fleet, app.config.migrations_kept));
             Ok((changes, Some(instance)))
         })
         .await?;
@@ -280,12 +280,29 @@ async fn end(app: &Shared, id: OperationId, failure: Option<StepError>) -> Resul
     Ok(())
 }
 
-/// The oldest finished operations beyond those that are kept.
-fn outdated(fleet: &Fleet) -> Vec<Change> {
-    let mut ended: Vec<&Operation> = fleet.operations.values().filter(|o| !o.is_running()).collect();
-    let surplus = ended.len().saturating_sub(KEPT);
-    ended.sort_by_key(|o| o.updated_at);
-    ended.into_iter().take(surplus).map(Change::gone).collect()
+/// The oldest operations and migrations that have ended, beyond those that are kept.
+fn outdated(fleet: &Fleet, migrations_kept: usize) -> Vec<Change> {
+    let ended = fleet.operations.values().filter(|o| !o.is_running());
+    let operations = oldest_beyond(KEPT, ended, |o| o.updated_at);
+    // Numbers go on from the highest, which therefore stays.
+    let last = fleet.migrations.values().map(|m| m.number).max();
+    let ended = fleet.migrations.values().filter(|m| !m.status.is_running() && Some(m.number) != last);
+    let migrations = oldest_beyond(migrations_kept, ended, |m| m.updated_at);
+    operations.into_iter().map(Change::gone).chain(migrations.into_iter().map(Change::gone)).collect()
+}
+
+fn oldest_beyond<'r, R>(
+    kept: usize,
+    records: impl Iterator<Item = &'r R>,
+    age: impl Fn(&R) -> Time,
+) -> Vec<&'r R> {
+    let mut records: Vec<&R> = records.collect();
+    let surplus = records.len().saturating_sub(kept);
+    if surplus > 0 {
+        records.sort_by_key(|record| age(record));
+    }
+    records.truncate(surplus);
+    records
 }
 
 /// An instance with an error that its owner sees.

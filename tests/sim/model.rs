@@ -14,7 +14,7 @@ use godwit_protocol::network::NetworkReported;
 use godwit_protocol::quic::{self, COORDINATOR_NAME, Identity};
 use godwit_protocol::request::{AgentMessage, AgentReply, AgentRequest, Hello, HostReport, Welcome};
 use godwit_protocol::reservation::{Refusal, Reservation, ReservePlan};
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, Endpoint, SendStream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -67,6 +67,10 @@ pub(crate) struct World {
     pub(crate) fault: Option<(usize, Fault)>,
     /// The name of a request of which the next goes wrong, with no effect.
     pub(crate) refuse_next: Option<&'static str>,
+    /// The name of a request for a disk that takes until it is cancelled, as on a pool that stands still.
+    pub(crate) endless: Option<&'static str>,
+    /// Whose disks were cancelled.
+    pub(crate) cancelled: BTreeSet<InstanceId>,
     /// Hosts that say nothing.
     pub(crate) silent: BTreeSet<HostId>,
     pub(crate) generation: u64,
@@ -233,11 +237,8 @@ impl World {
                 return Ok(AgentReply::State(held.domains.get(instance).copied()));
             }
             R::Report => return Ok(AgentReply::Report(Box::new(self.report(host)))),
-            R::CancelDisk(_)
-            | R::CancelMigration(_)
-            | R::Console { .. }
-            | R::Migrate(_)
-            | R::TakeCertificate(_) => {}
+            R::CancelDisk(instance) => drop(self.cancelled.insert(*instance)),
+            R::CancelMigration(_) | R::Console { .. } | R::Migrate(_) | R::TakeCertificate(_) => {}
         }
         Ok(AgentReply::Done)
     }
@@ -388,6 +389,10 @@ async fn converse(
             stream = connection.accept_bi() => {
                 let (mut send, mut receive) = stream?;
                 let request: AgentRequest = quic::receive(&mut receive).await?;
+                if let Some(instance) = endless(&request, world) {
+                    tokio::spawn(answer_when_cancelled(instance, send, world.clone()));
+                    continue;
+                }
                 let Some(answer) = answer(host, &request, world) else { return Ok(()) };
                 quic::send(&mut send, &AgentMessage::Finished(answer)).await?;
                 let _ = send.finish();
@@ -398,6 +403,28 @@ async fn converse(
 
 fn frame_body(heartbeat: &Heartbeat) -> Vec<u8> {
     frame::encode(heartbeat).unwrap().split_off(frame::HEADER_BYTES)
+}
+
+/// Whose disk it is that a request will not end to make.
+fn endless(request: &AgentRequest, world: &SharedWorld) -> Option<InstanceId> {
+    let mut world = lock(world);
+    let instance = match request {
+        AgentRequest::CreateDisk(disk) => disk.instance,
+        AgentRequest::GrowDisk(disk) => disk.instance,
+        _ => return None,
+    };
+    let endless = world.endless == Some(request.name());
+    endless.then(|| world.requests.push(request.name()))?;
+    Some(instance)
+}
+
+async fn answer_when_cancelled(instance: InstanceId, mut send: SendStream, world: SharedWorld) {
+    while !lock(&world).cancelled.contains(&instance) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let answer = Err(RequestError::new(ErrorKind::Cancelled, "cancelled"));
+    let _ = quic::send(&mut send, &AgentMessage::Finished(answer)).await;
+    let _ = send.finish();
 }
 
 /// The model's answer; none: the channel breaks.

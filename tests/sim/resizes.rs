@@ -4,10 +4,11 @@
 use crate::fleet::{Fleet, flavor};
 use crate::model::{Disk, Fault, lock};
 use godwit_coordinator::fleet::instance::{Instance, InstanceStatus};
-use godwit_coordinator::fleet::migration::MigrationStatus;
+use godwit_coordinator::fleet::migration::{Migration, MigrationStatus};
 use godwit_coordinator::operations::resize_instance::{self, Wanted, pending};
 use godwit_coordinator::operations::{confirm_resize, delete_instance, power, revert_resize};
-use godwit_protocol::id::{HostId, InstanceId};
+use godwit_coordinator::store::StoreError;
+use godwit_protocol::id::{HostId, InstanceId, MigrationId};
 use godwit_protocol::reservation::Reservation;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -202,8 +203,37 @@ async fn a_resize_that_finds_no_place_leaves_the_server_running_and_tells_every_
     let error = fleet.app.ledger.read(|f| f.migrations[&migration].error.clone()).unwrap();
     assert!(error.matches("needs 3 CPUs, has 2 CPUs").count() == 2, "{error}");
     assert!(!lock(&fleet.world).requests.contains(&"stop_instance"), "nothing was touched");
+
+    // Beside many more that have ended, and one as old that waits to be decided about.
+    let one = fleet.app.ledger.read(|f| f.migrations[&migration].clone());
+    let kept = fleet.app.config.migrations_kept as u64;
+    let before_it = |seconds: u64| one.updated_at - std::time::Duration::from_secs(seconds);
+    let ended = (1..kept + 5).map(|at| Migration {
+        id: MigrationId::random(),
+        number: one.number + at,
+        updated_at: before_it(at),
+        ..one.clone()
+    });
+    let (status, updated_at) = (MigrationStatus::Finished, before_it(9_999_999));
+    let waits = Migration {
+        id: MigrationId::random(),
+        instance: InstanceId::random(),
+        status,
+        updated_at,
+        ..one.clone()
+    };
+    let changes = ended.chain([waits.clone()]).map(Into::into).collect();
+    fleet.app.ledger.change(|_| Ok::<_, StoreError>((changes, ()))).await.unwrap();
     delete_instance::request(&fleet.app, id).await.unwrap();
     assert!(fleet.settled(id).await.is_none());
+    fleet.app.ledger.read(|f| {
+        let mut left: Vec<u64> =
+            f.migrations.values().filter(|m| m.id != waits.id).map(|m| m.number - one.number).collect();
+        left.sort_unstable();
+        // The newest are left, and the one with the highest number, from which numbers go on.
+        assert_eq!(left, (0..kept).chain([kept + 4]).collect::<Vec<_>>());
+        assert_eq!(f.running_migration(waits.instance).map(|m| m.id), Some(waits.id));
+    });
     fleet.clean("after a refusal").await;
 }
 
@@ -272,4 +302,39 @@ async fn what_is_resized_is_left_alone_until_it_is_decided_and_what_cannot_be_is
     delete_instance::request(&fleet.app, id).await.unwrap();
     assert!(fleet.settled(id).await.is_none());
     fleet.clean("after refusals").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_stops_a_disk_that_is_made_or_made_larger_and_leaves_nothing() {
+    for hosts in [1, 2] {
+        let fleet = Fleet::start(hosts).await;
+        let under_way = |what: &'static str| {
+            let world = fleet.world.clone();
+            move |_: &godwit_coordinator::fleet::Fleet| lock(&world).requests.contains(&what)
+        };
+        let grown = fleet.create(1).await;
+        fleet.settled(grown).await.unwrap();
+        lock(&fleet.world).endless = Some("grow_disk");
+        let wanted = Wanted::Flavor(flavor(2, 2));
+        resize_instance::request(&fleet.app, grown, wanted, fleet.user).await.unwrap();
+        fleet.until("its disk is made larger", under_way("grow_disk")).await;
+        delete_instance::request(&fleet.app, grown).await.unwrap();
+        fleet.until("the deletion has ended", |f| !f.instances.contains_key(&grown)).await;
+        assert!(lock(&fleet.world).cancelled.contains(&grown), "{hosts} hosts");
+
+        {
+            let mut world = lock(&fleet.world);
+            world.endless = Some("create_disk");
+            world.requests.clear();
+        }
+        let made = fleet.create(1).await;
+        fleet.until("its disk is made", under_way("create_disk")).await;
+        delete_instance::request(&fleet.app, made).await.unwrap();
+        fleet.until("the deletion has ended", |f| !f.instances.contains_key(&made)).await;
+        fleet.clean(&format!("{hosts} hosts")).await;
+        let open =
+            |f: &godwit_coordinator::fleet::Fleet| f.migrations.values().filter(|m| m.is_moving()).count();
+        assert_eq!(fleet.app.ledger.read(open), 0, "{hosts} hosts");
+        assert_eq!(lock(&fleet.world).wrongs, Vec::<String>::new(), "{hosts} hosts");
+    }
 }
