@@ -19,6 +19,7 @@ pub mod vxlan;
 pub use shared::Capacity;
 
 use aya::programs::ProgramError;
+use nix::time::{ClockId, clock_gettime};
 use std::io;
 use std::path::PathBuf;
 
@@ -99,6 +100,13 @@ pub enum TelemetryError {
         /// Which.
         name: &'static str,
     },
+}
+
+/// The clock that programs read.
+fn monotonic_ns() -> u64 {
+    // It cannot fail: every kernel has this clock.
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 /// Has the kernel measure what programs cost, for as long as this process lives.

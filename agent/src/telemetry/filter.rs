@@ -9,11 +9,11 @@ mod tests;
 pub use collector::FilterCollector;
 pub use requests::{Question, Requests};
 
-use super::TelemetryError;
 use super::pins::{Content, Earlier, Layout, Pins};
-use super::shared::{self, inserted, layout, map_error, program_mut, removed, take_map};
+use super::shared::{self, Generation, inserted, layout, map_error, program_mut, removed, take_map};
 use super::taps::{TapPrograms, each_present, name_of};
 use super::vxlan::{Cost, cost};
+use super::{TelemetryError, monotonic_ns};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError, MapType, PerCpuHashMap};
 use aya::programs::LinkOrder;
@@ -23,7 +23,8 @@ use entries::{Direction, Wish};
 use godwit_ebpf_common::filter::{
     CONNECTIONS_ENTRIES, CONNECTIONS_MAP, COUNTS_MAP, Connection, ConnectionKey, Counts, FILTERS_ENTRIES,
     FILTERS_MAP, FRAGMENTS_ENTRIES, FRAGMENTS_MAP, FROM_PROGRAM, Filter, FilterKey, FragmentKey,
-    MEMBERS_ENTRIES, MEMBERS_MAP, Member, REQUESTS_BYTES, REQUESTS_MAP, STRAYS_MAP, Strays, TO_PROGRAM,
+    GENERATION_MAP, MEMBERS_ENTRIES, MEMBERS_MAP, Member, REQUESTS_BYTES, REQUESTS_MAP, STRAYS_MAP, Strays,
+    TO_PROGRAM,
 };
 use godwit_protocol::network::NetworkWanted;
 use godwit_protocol::port::tap_name;
@@ -78,6 +79,7 @@ struct Inner {
     filters: HashMap<MapData, FilterKey, Filter>,
     members: LpmTrie<MapData, Member, u32>,
     connections: HashMap<MapData, ConnectionKey, Connection>,
+    generation: Generation,
     /// With those that are read along.
     counts: Vec<PerCpuHashMap<MapData, FilterKey, Counts>>,
     strays: PerCpuHashMap<MapData, FilterKey, Strays>,
@@ -128,12 +130,14 @@ impl PortFilter {
             // Both before either is attached: a kernel that refuses one must not be left with the other.
             program_mut(&mut ebpf, name)?;
         }
+        let generation = Generation::open(&pins, GENERATION_PIN, GENERATION_MAP)?;
         let inner = Inner {
             pins,
             ebpf,
             filters,
             members,
             connections,
+            generation,
             counts,
             strays,
             wanted: BTreeMap::new(),
@@ -263,6 +267,7 @@ impl Inner {
             removed(MEMBERS_MAP, self.members.remove(&Key::new(bits, member)))?;
             self.told.remove(&(member, bits));
         }
+        self.generation.next()?;
         // Connections that a member opened are looked at again.
         self.epoch += 1;
         let taps: Vec<(String, Wish)> = self
@@ -316,6 +321,7 @@ impl Inner {
                 self.full += 1;
                 return Err(TelemetryError::Full { map: FILTERS_MAP });
             }
+            self.generation.next()?;
         }
         Ok(())
     }
@@ -330,6 +336,7 @@ impl Inner {
         }
         for key in &filters {
             removed(FILTERS_MAP, self.filters.remove(key))?;
+            self.generation.next()?;
         }
         for counts in &mut self.counts {
             let gone: Vec<FilterKey> = counts.keys().filter_map(Result::ok).filter(is_gone).collect();
@@ -355,11 +362,12 @@ impl Inner {
 const FILTERS_PIN: &str = "filters";
 const MEMBERS_PIN: &str = "members";
 const CONNECTIONS_PIN: &str = "connections";
+const GENERATION_PIN: &str = "filter_generation";
 const COUNTS_PIN: &str = "filter_counts";
 const STRAYS_PIN: &str = "filter_strays";
 
 /// Each map's name, pin and layout.
-fn maps(room: Room) -> [(&'static str, &'static str, Layout); 7] {
+fn maps(room: Room) -> [(&'static str, &'static str, Layout); 8] {
     use Content::{Counted, Passing, Told};
     let requests = Layout {
         key_bytes: 0,
@@ -375,6 +383,7 @@ fn maps(room: Room) -> [(&'static str, &'static str, Layout); 7] {
         layout::<FragmentKey, u64>(FRAGMENTS_MAP, MapType::LruHash, FRAGMENTS_ENTRIES, Passing),
         layout::<FilterKey, Counts>(COUNTS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES, counted),
         layout::<FilterKey, Strays>(STRAYS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES, Counted(&[])),
+        layout::<u32, u64>(GENERATION_MAP, MapType::Array, 1, Passing),
         requests,
     ]
     .map(|layout| (layout.name, pin(layout.name), layout))
@@ -387,6 +396,7 @@ fn pin(map: &str) -> &'static str {
         CONNECTIONS_MAP => CONNECTIONS_PIN,
         COUNTS_MAP => COUNTS_PIN,
         STRAYS_MAP => STRAYS_PIN,
+        GENERATION_MAP => GENERATION_PIN,
         REQUESTS_MAP => requests::PIN,
         _ => "fragments",
     }
@@ -412,8 +422,3 @@ fn carry_connections(pins: &Pins, last: bool) -> Result<(), TelemetryError> {
 
 /// The kernel's flag: only what is not there yet.
 const BPF_NOEXIST: u64 = 1;
-
-fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    now.map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
-}

@@ -13,10 +13,9 @@ use super::shared::{Capacity, Version};
 use super::tables::{Tables, told};
 use super::taps::each_present;
 use super::vxlan::{Cost, VxlanTelemetry};
-use super::{TelemetryError, pins::Pins};
+use super::{TelemetryError, monotonic_ns, pins::Pins};
 use godwit_ebpf_common::tables::{Account, AccountKey, Lost};
 use godwit_protocol::network::NetworkWanted;
-use nix::time::{ClockId, clock_gettime};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -205,11 +204,4 @@ impl DataPlane {
             refused: inner.ports.refused(),
         }
     }
-}
-
-/// The clock that programs read.
-fn monotonic_ns() -> u64 {
-    // It cannot fail: every kernel has this clock.
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }

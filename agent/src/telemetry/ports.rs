@@ -5,7 +5,8 @@ use super::attachment::{Place, outside};
 use super::batch;
 use super::pins::{Content, Pins};
 use super::shared::{
-    self, ACCOUNT_PIN, Capacity, LOST_PIN, Version, inserted, layout, map_error, removed, take_map,
+    self, ACCOUNT_PIN, Capacity, GENERATION_PIN, Generation, LOST_PIN, Version, inserted, layout, map_error,
+    removed, take_map,
 };
 use super::tables::number;
 use super::taps::{TapPrograms, each_present, name_of};
@@ -20,7 +21,9 @@ use godwit_ebpf_common::port::{
     ALLOWED_ADDRESS, ALLOWED_HEAD_BITS, ALLOWED_MAC, ALLOWED_MAC_BITS, ALLOWED_MAP, Allowed, FROM_PROGRAM,
     PORTS_MAP, Port, TO_PROGRAM,
 };
-use godwit_ebpf_common::tables::{ACCOUNT_MAP, Account, AccountKey, CARRY_ACCOUNT_PROGRAM, LOST_MAP, Lost};
+use godwit_ebpf_common::tables::{
+    ACCOUNT_MAP, Account, AccountKey, CARRY_ACCOUNT_PROGRAM, GENERATION_MAP, LOST_MAP, Lost,
+};
 use godwit_protocol::network::LocalPort;
 use godwit_protocol::port::{Mac, tap_name};
 use ipnet::IpNet;
@@ -46,6 +49,7 @@ pub(super) struct Ports {
     ebpf: Ebpf,
     ports: HashMap<MapData, u32, Port>,
     allowed: LpmTrie<MapData, Allowed, u32>,
+    generation: Generation,
     account: PerCpuHashMap<MapData, AccountKey, Account>,
     /// With those that are read along.
     lost: Vec<PerCpuArray<MapData, u64>>,
@@ -102,8 +106,9 @@ impl Ports {
             // Both before either is attached: a kernel that refuses one must not be left with the other.
             shared::program_mut(&mut ebpf, program)?;
         }
+        let generation = Generation::open(&pins, GENERATION_PIN, GENERATION_MAP)?;
         let (wanted, refused) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Self { pins, ebpf, ports, allowed, account, lost, wanted, rules, refused })
+        Ok(Self { pins, ebpf, ports, allowed, generation, account, lost, wanted, rules, refused })
     }
 
     /// Puts these programs in the place of those that an earlier agent has attached, without a packet in between, and
@@ -162,6 +167,7 @@ impl Ports {
         let value = settings(vni, port);
         if self.ports.get(&index, 0).ok() != Some(value) {
             full |= !inserted(PORTS_MAP, self.ports.insert(index, value, 0))?;
+            self.generation.next()?;
         }
         let stale: Vec<Rule> =
             self.rules.iter().filter(|rule| rule.0.link == index && !rules.contains(rule)).copied().collect();
@@ -185,6 +191,7 @@ impl Ports {
             self.ports.keys().filter_map(Result::ok).filter(|index| !is_there(*index)).collect();
         for index in gone {
             removed(PORTS_MAP, self.ports.remove(&index))?;
+            self.generation.next()?;
         }
         let stale: Vec<Rule> = self.rules.iter().filter(|rule| !is_there(rule.0.link)).copied().collect();
         for rule in stale {
@@ -270,6 +277,7 @@ impl Ports {
             self.rules.insert(rule);
         }
         self.ports.insert(index, settings(vni, port), 0).expect("there is room");
+        self.generation.next().expect("there is one");
     }
 }
 

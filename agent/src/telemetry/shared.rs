@@ -2,13 +2,13 @@
 
 use super::TelemetryError;
 use super::pins::{Content, Earlier, Layout, Pins};
-use aya::maps::{HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use godwit_ebpf_common::tables::{
     ACCOUNT_ENTRIES, ACCOUNT_MAP, Account, AccountKey, BLANK_MAP, EVENTS_BYTES, EVENTS_MAP, GATE_ENTRIES,
-    GATE_MAP, GateKey, LOST_MAP, Lost, NEIGHBOURS_ENTRIES, NEIGHBOURS_MAP, NETWORKS_ENTRIES, NETWORKS_MAP,
-    Neighbour, NeighbourKey, Network, STATIONS_ENTRIES, STATIONS_MAP, Station, StationKey,
+    GATE_MAP, GENERATION_MAP, GateKey, LOST_MAP, Lost, NEIGHBOURS_ENTRIES, NEIGHBOURS_MAP, NETWORKS_ENTRIES,
+    NETWORKS_MAP, Neighbour, NeighbourKey, Network, STATIONS_ENTRIES, STATIONS_MAP, Station, StationKey,
 };
 use godwit_ebpf_common::{port, underlay};
 use std::borrow::Cow;
@@ -69,9 +69,10 @@ pub(super) const NEIGHBOURS_PIN: &str = "neighbours";
 pub(super) const ACCOUNT_PIN: &str = "account";
 pub(super) const EVENTS_PIN: &str = "events";
 pub(super) const LOST_PIN: &str = "lost";
+pub(super) const GENERATION_PIN: &str = "generation";
 
 /// Each shared map's name and pin.
-pub(super) const PINS: [(&str, &str); 8] = [
+pub(super) const PINS: [(&str, &str); 9] = [
     (NETWORKS_MAP, NETWORKS_PIN),
     (STATIONS_MAP, STATIONS_PIN),
     (NEIGHBOURS_MAP, NEIGHBOURS_PIN),
@@ -80,6 +81,7 @@ pub(super) const PINS: [(&str, &str); 8] = [
     (EVENTS_MAP, EVENTS_PIN),
     (GATE_MAP, "event_gate"),
     (LOST_MAP, LOST_PIN),
+    (GENERATION_MAP, GENERATION_PIN),
 ];
 
 /// The layout of a map.
@@ -118,7 +120,7 @@ impl Version {
         self.renamed.iter().find(|(ours, _)| *ours == name).map_or(name, |(_, theirs)| theirs)
     }
 
-    fn layouts(&self, capacity: &Capacity) -> [Layout; 8] {
+    fn layouts(&self, capacity: &Capacity) -> [Layout; 9] {
         use Content::{Counted, Passing, Told};
         let events = Layout {
             key_bytes: 0,
@@ -134,6 +136,7 @@ impl Version {
             events,
             layout::<GateKey, u64>(GATE_MAP, MapType::LruHash, GATE_ENTRIES, Passing),
             layout::<u32, u64>(LOST_MAP, MapType::PerCpuArray, Lost::ALL.len() as u32, Counted(&[])),
+            layout::<u32, u64>(GENERATION_MAP, MapType::Array, 1, Passing),
         ];
         const OURS: &[Earlier] =
             &[Earlier::new::<AccountKey, Account>(ACCOUNT_MAP), Earlier::new::<u32, u64>(LOST_MAP)];
@@ -160,6 +163,27 @@ pub(super) fn loader<'a>(
         loader.map_pin_path(layout.name, pins.path(pin)).map_max_entries(layout.name, layout.entries);
     }
     Ok(loader)
+}
+
+/// Tells programs that what they found is not to be gone by any more.
+pub(super) struct Generation {
+    map: Array<MapData, u64>,
+    name: &'static str,
+}
+
+impl Generation {
+    /// The pinned map of this name.
+    pub(super) fn open(pins: &Pins, pin: &str, name: &'static str) -> Result<Self, TelemetryError> {
+        let mut generation = Self { map: open(pins, pin, name)?, name };
+        generation.next()?;
+        Ok(generation)
+    }
+
+    /// After each change of what the programs look up, whether it failed midway or not. The time will do: no two changes
+    /// are in the same nanosecond.
+    pub(super) fn next(&mut self) -> Result<(), TelemetryError> {
+        self.map.set(0, super::monotonic_ns(), 0).map_err(|source| map_error(self.name, source))
+    }
 }
 
 /// Copies what the agent itself has written from maps that were set aside. Before any program uses the new ones.

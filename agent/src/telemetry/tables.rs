@@ -2,11 +2,14 @@
 
 use super::TelemetryError;
 use super::pins::Pins;
-use super::shared::{self, NEIGHBOURS_PIN, NETWORKS_PIN, STATIONS_PIN, map_error};
+use super::shared::{
+    self, GENERATION_PIN, Generation, NEIGHBOURS_PIN, NETWORKS_PIN, STATIONS_PIN, map_error,
+};
 use aya::Pod;
 use aya::maps::{HashMap, MapData};
 use godwit_ebpf_common::tables::{
-    NEIGHBOURS_MAP, NETWORKS_MAP, Neighbour, NeighbourKey, Network, STATIONS_MAP, Station, StationKey, mapped,
+    GENERATION_MAP, NEIGHBOURS_MAP, NETWORKS_MAP, Neighbour, NeighbourKey, Network, STATIONS_MAP, Station,
+    StationKey, mapped,
 };
 use godwit_protocol::id::PortId;
 use godwit_protocol::network::{NetworkWanted, Unknown};
@@ -26,6 +29,7 @@ pub(super) struct Tables {
     networks: HashMap<MapData, u32, Network>,
     stations: HashMap<MapData, StationKey, Station>,
     neighbours: HashMap<MapData, NeighbourKey, Neighbour>,
+    generation: Generation,
     told: BTreeMap<u32, Told>,
     /// Networks of which some entry has no room.
     incomplete: BTreeSet<u32>,
@@ -106,7 +110,9 @@ impl Tables {
         // An agent before this one has seen them go, and goes no more itself.
         let departed = gone.into_iter().map(|(vni, told)| (vni, (0, told.stations.into_keys().collect())));
         let departed = departed.collect();
-        Ok(Self { networks, stations, neighbours, told, incomplete: BTreeSet::new(), departed })
+        let generation = Generation::open(pins, GENERATION_PIN, GENERATION_MAP)?;
+        let incomplete = BTreeSet::new();
+        Ok(Self { networks, stations, neighbours, generation, told, incomplete, departed })
     }
 
     /// What was told of a network.
@@ -134,7 +140,13 @@ impl Tables {
 
     /// Changes what differs. What is new comes before what is gone, and what moves does so in one step. Says how
     /// many entries had no room.
-    pub(super) fn set(&mut self, vni: u32, mut told: Told) -> Result<u64, TelemetryError> {
+    pub(super) fn set(&mut self, vni: u32, told: Told) -> Result<u64, TelemetryError> {
+        let full = self.write(vni, told);
+        self.generation.next()?;
+        full
+    }
+
+    fn write(&mut self, vni: u32, mut told: Told) -> Result<u64, TelemetryError> {
         let mut old = self.told.get(&vni).cloned().unwrap_or_default();
         if let Some((_, macs)) = self.departed.remove(&vni) {
             // Back again: what is not wanted of them goes with the rest below.
@@ -189,6 +201,12 @@ impl Tables {
 
     /// Forgets a network. `now_ns` is the kernel's monotonic clock.
     pub(super) fn remove(&mut self, vni: u32, now_ns: u64) -> Result<(), TelemetryError> {
+        let removed = self.erase(vni, now_ns);
+        self.generation.next()?;
+        removed
+    }
+
+    fn erase(&mut self, vni: u32, now_ns: u64) -> Result<(), TelemetryError> {
         let Some(old) = self.told.remove(&vni) else { return Ok(()) };
         self.incomplete.remove(&vni);
         // First: of a network that is not here nothing is unknown, and nothing is dropped.
@@ -226,6 +244,9 @@ impl Tables {
             for mac in macs {
                 remove(&mut self.stations, STATIONS_MAP, &StationKey::new(*vni, mac))?;
             }
+        }
+        if !over.is_empty() {
+            self.generation.next()?;
         }
         Ok(over)
     }

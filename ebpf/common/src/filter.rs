@@ -24,6 +24,10 @@ pub const STRAYS_MAP: &str = "FILTER_STRAY_V1";
 /// Map (ring buffer): [`Request`]s of guests to their host's DHCP responder.
 pub const REQUESTS_MAP: &str = "DHCP_V1";
 
+/// Map (array) of one `u64`, which is another after each change of filters or members. Programs let a connection's packets
+/// pass by what they found under the same one.
+pub const GENERATION_MAP: &str = "FILTER_GEN_V1";
+
 /// Entries of [`FILTERS_MAP`], [`COUNTS_MAP`] and [`STRAYS_MAP`]: two a port.
 pub const FILTERS_ENTRIES: u32 = 2048;
 

@@ -33,6 +33,10 @@ pub const GATE_MAP: &str = "EVENT_GATE_V1";
 /// Map (per-CPU array of `u64`): what could not be written, by [`Lost`].
 pub const LOST_MAP: &str = "LOST_V1";
 
+/// Map (array) of one `u64`, which is another after each change of what the agent tells. Programs go by what they found
+/// under the same one.
+pub const GENERATION_MAP: &str = "GENERATION_V1";
+
 /// Entries of [`NETWORKS_MAP`] unless the loader says otherwise.
 pub const NETWORKS_ENTRIES: u32 = 4096;
 /// Entries of [`STATIONS_MAP`] unless the loader says otherwise.

@@ -3,6 +3,8 @@
 #![no_std]
 #![no_main]
 
+mod flows;
+mod fresh;
 mod object;
 
 use aya_ebpf::{
@@ -24,6 +26,8 @@ use godwit_ebpf_common::{
     },
     packet::Frame,
 };
+
+use flows::Found;
 
 #[map(name = "FILTERS_V1")]
 static FILTERS: HashMap<FilterKey, Filter> = HashMap::with_max_entries(FILTERS_ENTRIES, BPF_F_NO_PREALLOC);
@@ -114,12 +118,19 @@ fn judge(context: &TcContext, direction: u32) -> i32 {
     // SAFETY: the context that the kernel passed to this program; these are its fields for any TC program.
     let (link, mark) = unsafe { ((*skb).ifindex, (*skb).mark) };
     let key = FilterKey { link, direction };
+    let mut flow = flows::find(context, link, direction);
+    if flow.as_ref().is_some_and(Found::is_known) {
+        return TCX_NEXT;
+    }
     // SAFETY: the agent replaces entries rather than change them in place.
     let Some(filter) = (unsafe { FILTERS.get(key) }) else {
         // The agent writes the entry before it attaches the program: this port is not to be open by mistake.
         return TCX_DROP;
     };
     if filter.flags == 0 {
+        if let Some(flow) = &mut flow {
+            flow.remember();
+        }
         return TCX_NEXT;
     }
     let Some(work) = WORK.get_ptr_mut(0) else { return TCX_DROP };
@@ -162,8 +173,15 @@ fn judge(context: &TcContext, direction: u32) -> i32 {
     if filter.flags & Filter::RULES == 0 || packet.is_neighbourly() {
         return TCX_NEXT;
     }
-    if passes(work, key, filter) {
-        return TCX_NEXT;
+    match passes(work, key, filter) {
+        Passes::No => {}
+        Passes::Alone => return TCX_NEXT,
+        Passes::Flows => {
+            if let Some(flow) = &mut flow {
+                flow.remember();
+            }
+            return TCX_NEXT;
+        }
     }
     // SAFETY: as above.
     let segments = unsafe { (*skb).gso_segs };
@@ -224,8 +242,17 @@ fn hand_over(context: &TcContext, key: FilterKey) {
     if failed == 0 { entry.submit(0) } else { entry.discard(0) }
 }
 
+/// What is to become of a packet.
+enum Passes {
+    No,
+    /// It passes, and says nothing of the next.
+    Alone,
+    /// It is of a connection that goes on.
+    Flows,
+}
+
 #[inline(always)]
-fn passes(work: &mut Work, key: FilterKey, filter: &Filter) -> bool {
+fn passes(work: &mut Work, key: FilterKey, filter: &Filter) -> Passes {
     let now = now();
     if work.packet.is_fragment {
         work.fragment = FragmentKey {
@@ -239,16 +266,18 @@ fn passes(work: &mut Work, key: FilterKey, filter: &Filter) -> bool {
     if work.packet.is_later {
         // SAFETY: a number, written whole.
         let first = unsafe { FRAGMENTS.get(&work.fragment) };
-        return first.is_some_and(|at| now.wrapping_sub(*at) < FRAGMENT_NS);
+        let passes = first.is_some_and(|at| now.saturating_sub(*at) < FRAGMENT_NS);
+        return if passes { Passes::Alone } else { Passes::No };
     }
     identify(&work.packet, key, &mut work.connection);
-    let passes = is_of_connection(work, key, filter, now)
-        || is_opening(work, key, filter, now)
-        || is_related(work, key, now);
-    if passes && work.packet.is_fragment {
+    let flows = is_of_connection(work, key, filter, now);
+    if !flows && !is_opening(work, key, filter, now) && !is_related(work, key, now) {
+        return Passes::No;
+    }
+    if work.packet.is_fragment {
         let _ = FRAGMENTS.insert(&work.fragment, now, u64::from(BPF_ANY));
     }
-    passes
+    if flows { Passes::Flows } else { Passes::Alone }
 }
 
 #[inline(always)]
@@ -316,7 +345,7 @@ fn is_of_connection(work: &mut Work, key: FilterKey, filter: &Filter, now: u64) 
     // lost by that is set again by the next packet.
     let connection = unsafe { &mut *found };
     let (is_tcp, tcp_flags) = (work.packet.is_tcp(), work.packet.tcp_flags);
-    if now.wrapping_sub(connection.seen_ns) >= connection.timeout_ns(work.packet.protocol) {
+    if now.saturating_sub(connection.seen_ns) >= connection.timeout_ns(work.packet.protocol) {
         return false;
     }
     let is_out = key.direction == EGRESS;
@@ -347,7 +376,7 @@ fn is_of_connection(work: &mut Work, key: FilterKey, filter: &Filter, now: u64) 
     if flags != connection.flags {
         connection.flags = flags;
     }
-    if now.wrapping_sub(connection.seen_ns) > TOUCH_NS {
+    if now.saturating_sub(connection.seen_ns) > TOUCH_NS {
         connection.seen_ns = now;
     }
     true
@@ -407,7 +436,7 @@ fn is_related(work: &mut Work, key: FilterKey, now: u64) -> bool {
     identify(quoted, back, &mut work.connection);
     // SAFETY: a map's value, of which only the time and flags are read.
     let connection = unsafe { CONNECTIONS.get(&work.connection) };
-    connection.is_some_and(|c| now.wrapping_sub(c.seen_ns) < c.timeout_ns(quoted.protocol))
+    connection.is_some_and(|c| now.saturating_sub(c.seen_ns) < c.timeout_ns(quoted.protocol))
 }
 
 /// What the rules of a port in a direction say of the opening that is described in [`WORK`]. A function that the kernel

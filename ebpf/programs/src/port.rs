@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod fresh;
 mod object;
 mod skb;
 mod tables;
@@ -14,7 +15,7 @@ use aya_ebpf::{
     },
     helpers::{bpf_redirect, bpf_skb_change_tail},
     macros::{classifier, map},
-    maps::{HashMap, LpmTrie, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     programs::TcContext,
 };
 use godwit_ebpf_common::{
@@ -30,6 +31,7 @@ use godwit_ebpf_common::{
     underlay::{Class, Traffic},
 };
 
+use fresh::Stamp;
 use skb::Head;
 
 #[map(name = "PORTS_V1")]
@@ -37,6 +39,25 @@ static PORTS: HashMap<u32, Port> = HashMap::with_max_entries(PORTS_ENTRIES, 0);
 
 #[map(name = "ALLOWED_V1")]
 static ALLOWED: LpmTrie<Allowed, u32> = LpmTrie::with_max_entries(ALLOWED_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// The port of a link, and what it calls a destination.
+#[repr(C)]
+struct Find {
+    stamp: Stamp,
+    /// The tap's index; zero: nothing is here yet.
+    link: u32,
+    /// A [`Class`].
+    class: u32,
+    /// The destination, and which way the packet went.
+    way: u64,
+    port: Port,
+}
+
+/// Bits of how many finds each CPU keeps.
+const FINDS_BITS: u32 = 8;
+
+#[map(name = "FINDS")]
+static FINDS: PerCpuArray<Find> = PerCpuArray::with_max_entries(1 << FINDS_BITS, 0);
 
 #[classifier]
 pub fn port_from_guest(context: TcContext) -> i32 {
@@ -67,28 +88,39 @@ fn link(context: &TcContext) -> u32 {
     unsafe { (*context.skb.skb).ifindex }
 }
 
+/// The port of a link, and the class of a packet that goes there or comes from it.
 #[inline(always)]
-fn find(link: u32) -> Option<&'static Port> {
-    // SAFETY: the agent replaces entries rather than change them in place.
-    let port = unsafe { PORTS.get(link) };
-    if port.is_none() {
-        tables::lose(Lost::NoPort);
+fn find(link: u32, is_sent: bool, destination: [u8; 6]) -> Option<(&'static Port, u32)> {
+    let [a, b, c, d, e, f] = destination;
+    let way = u64::from_ne_bytes([a, b, c, d, e, f, is_sent as u8, 0]);
+    let now = tables::now();
+    let place = FINDS.get_ptr_mut(fresh::place::<FINDS_BITS>(way ^ u64::from(link) << 20))?;
+    // SAFETY: this CPU's own value, which nothing else writes while the program runs, as in tables.rs; every value is
+    // valid.
+    let find = unsafe { &mut *place };
+    if find.link != link || find.way != way || !find.stamp.is_good(&now) {
+        // SAFETY: the agent replaces entries rather than change them in place.
+        let Some(port) = (unsafe { PORTS.get(link) }) else {
+            tables::lose(Lost::NoPort);
+            return None;
+        };
+        let mut class = Class::of(destination);
+        if matches!(class, Class::Unicast)
+            && (is_sent || destination != port.mac)
+            && tables::station(port.vni, destination).is_none()
+        {
+            class = Class::UnknownUnicast;
+        }
+        *find = Find { stamp: now, link, class: class as u32, way, port: *port };
     }
-    port
+    Some((&find.port, find.class))
 }
 
 #[inline(always)]
 fn to_guest(context: &TcContext) {
-    let Some(port) = find(link(context)) else { return };
     let frame = skb::head(context);
     let Some(destination) = frame.read::<6>(0) else { return };
-    let mut class = Class::of(destination);
-    if matches!(class, Class::Unicast)
-        && destination != port.mac
-        && tables::station(port.vni, destination).is_none()
-    {
-        class = Class::UnknownUnicast;
-    }
+    let Some((port, class)) = find(link(context), false, destination) else { return };
     let seen = on_the_wire(&frame, 0, skb::size(context));
     if let Some(account) = tables::account(port.id, port.vni) {
         count(&mut account.to_packets, &mut account.to_bytes, class, seen);
@@ -96,7 +128,7 @@ fn to_guest(context: &TcContext) {
 }
 
 #[inline(always)]
-fn count(packets: &mut [u64; 4], bytes: &mut [u64; 4], class: Class, seen: Traffic) {
+fn count(packets: &mut [u64; 4], bytes: &mut [u64; 4], class: u32, seen: Traffic) {
     let index = class as usize & 3;
     packets[index] += seen.packets;
     bytes[index] += seen.bytes;
@@ -105,20 +137,16 @@ fn count(packets: &mut [u64; 4], bytes: &mut [u64; 4], class: Class, seen: Traff
 #[inline(always)]
 fn from_guest(context: &TcContext) -> i32 {
     let link = link(context);
-    let Some(port) = find(link) else { return TCX_NEXT };
     let frame = skb::head(context);
     // Never: the kernel takes no frame from a tap that is shorter.
     let Some(mut ethernet) = guest::ethernet(&frame, 0) else { return TCX_NEXT };
     // SAFETY: the context that the kernel passed to this program. An outer tag is in it, not in the packet.
     ethernet.is_tagged |= unsafe { (*context.skb.skb).vlan_present } != 0;
-    let mut class = Class::of(ethernet.destination);
-    if matches!(class, Class::Unicast) && tables::station(port.vni, ethernet.destination).is_none() {
-        class = Class::UnknownUnicast;
-    }
+    let Some((port, class)) = find(link, true, ethernet.destination) else { return TCX_NEXT };
     let seen = on_the_wire(&frame, 0, skb::size(context));
     let Some(account) = tables::account(port.id, port.vni) else { return TCX_NEXT };
     count(&mut account.from_packets, &mut account.from_bytes, class, seen);
-    let is_unknown = frame.forget(matches!(class, Class::UnknownUnicast) as usize) != 0;
+    let is_unknown = class == Class::UnknownUnicast as u32;
     match judge(context, &frame, link, port, &ethernet, is_unknown, account) {
         Verdict::Pass => TCX_NEXT,
         Verdict::Drop(reason) => {

@@ -1,10 +1,11 @@
 //! The maps that both objects share, and what both do with them.
 
+use crate::fresh::Stamp;
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     helpers::bpf_ktime_get_ns,
     macros::map,
-    maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use godwit_ebpf_common::answer::ND_ANSWER_BYTES;
 use godwit_ebpf_common::guest::Message;
@@ -66,8 +67,17 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 #[map(name = "EVENT_GATE_V1")]
 static GATE: LruHashMap<GateKey, u64> = LruHashMap::with_max_entries(GATE_ENTRIES, 0);
 
+#[map(name = "GENERATION_V1")]
+static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+
 #[map(name = "LOST_V1")]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Lost::ALL.len() as u32, 0);
+
+/// This moment, by which what is found now will be judged.
+#[inline(always)]
+pub fn now() -> Stamp {
+    Stamp::now(GENERATION.get(0).copied().unwrap_or(0))
+}
 
 /// The network of a VNI, if it is on this host.
 #[inline(always)]

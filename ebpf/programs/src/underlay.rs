@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod fresh;
 mod object;
 mod skb;
 mod tables;
@@ -14,6 +15,7 @@ use aya_ebpf::{
     maps::{PerCpuArray, PerCpuHashMap},
     programs::TcContext,
 };
+use fresh::Stamp;
 use godwit_ebpf_common::{
     guest::{self, Kind, NONE},
     packet::{self, Frame, Packet},
@@ -31,6 +33,24 @@ static OTHER: PerCpuArray<u64> = PerCpuArray::with_max_entries(Other::ALL.len() 
 
 #[map(name = "STALE_V1")]
 static STALE: PerCpuHashMap<u32, Stale> = PerCpuHashMap::with_max_entries(STALE_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// What a destination is.
+#[repr(C)]
+struct Find {
+    stamp: Stamp,
+    /// The station, and its network; zero: nothing is here yet.
+    id: [u64; 2],
+    /// A [`Class`].
+    class: u64,
+    /// When it left this host; zero: it did not.
+    left_ns: u64,
+}
+
+/// Bits of how many finds each CPU keeps.
+const FINDS_BITS: u32 = 9;
+
+#[map(name = "FINDS")]
+static FINDS: PerCpuArray<Find> = PerCpuArray::with_max_entries(1 << FINDS_BITS, 0);
 
 /// Set by the loader before the kernel freezes it.
 #[unsafe(no_mangle)]
@@ -86,19 +106,33 @@ fn unicast(
     seen: Traffic,
 ) -> Class {
     let Some(mac) = frame.read::<6>(inner) else { return Class::Unicast };
-    match tables::station(vni, mac) {
-        // Of a network that is not here nothing is known, and so nothing is unknown.
-        None if tables::network(vni).is_some() => Class::UnknownUnicast,
-        Some(station)
-            if matches!(direction, Direction::Rx)
-                && station.place == Station::ELSEWHERE
-                && station.left_ns != 0 =>
-        {
-            stale(vni, mac, station.left_ns, peer, seen);
-            Class::Unicast
-        }
-        _ => Class::Unicast,
+    let Some(find) = find(vni, mac) else { return Class::Unicast };
+    if find.left_ns != 0 && matches!(direction, Direction::Rx) {
+        stale(vni, mac, find.left_ns, peer, seen);
     }
+    if find.class == Class::UnknownUnicast as u64 { Class::UnknownUnicast } else { Class::Unicast }
+}
+
+#[inline(always)]
+fn find(vni: u32, mac: [u8; 6]) -> Option<&'static Find> {
+    let [a, b, c, d, e, f] = mac;
+    let station = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
+    // Inverted: the number of a network has 24 bits, so none is zero then.
+    let id = [station, u64::from(!vni)];
+    let now = tables::now();
+    let place = FINDS.get_ptr_mut(fresh::place::<FINDS_BITS>(station ^ u64::from(vni) << 20))?;
+    // SAFETY: this CPU's own value, as in tables.rs; every value is valid.
+    let find = unsafe { &mut *place };
+    if find.id != id || !find.stamp.is_good(&now) {
+        let (class, left_ns) = match tables::station(vni, mac) {
+            // Of a network that is not here nothing is known, and so nothing is unknown.
+            None if tables::network(vni).is_some() => (Class::UnknownUnicast, 0),
+            Some(station) if station.place == Station::ELSEWHERE => (Class::Unicast, station.left_ns),
+            _ => (Class::Unicast, 0),
+        };
+        *find = Find { stamp: now, id, class: class as u64, left_ns };
+    }
+    Some(find)
 }
 
 #[inline(always)]

@@ -1,8 +1,8 @@
 //! The filter's counters for `/metrics`.
 
 use super::PortFilter;
-use crate::telemetry::batch;
 use crate::telemetry::taps::name_of;
+use crate::telemetry::{batch, monotonic_ns};
 use godwit_ebpf_common::filter::{CONNECTIONS_MAP, Connection, ConnectionKey, Counts, INGRESS, Strays};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -91,7 +91,7 @@ impl FilterCollector {
     /// Connections that count, and those that do not any more.
     fn read_connections(&self) {
         let (mut live, mut idle) = (0, 0);
-        let now = super::monotonic_ns();
+        let now = monotonic_ns();
         let take = |key: ConnectionKey, connection: &Connection| {
             let unused = now.saturating_sub(connection.seen_ns);
             let of = if unused < connection.timeout_ns(key.protocol) { &mut live } else { &mut idle };

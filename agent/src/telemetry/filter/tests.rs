@@ -203,6 +203,54 @@ fn a_rule_that_goes_takes_its_connections_with_it() {
 }
 
 #[test]
+fn what_flows_stops_with_its_rule_and_with_its_member() {
+    in_sandbox(|| {
+        let group = SecurityGroupId(Uuid::from_u128(9 << 64));
+        let members = |ranges: &[&str]| {
+            let members = ranges.iter().map(|range| range.parse::<IpNet>().unwrap()).collect();
+            network(vec![], vec![GroupMembers { group, members }])
+        };
+        let of_group = both(Rule { remote: Remote::Group(group), ..rule(Direction::Ingress) });
+        let bench = Bench::new([]);
+        for (a, b) in [(OTHER, GUEST), (OTHER6, GUEST6)] {
+            let opened = [tcp(a, b, 4000, 80, SYN), udp(a, b, 4000, 53)];
+            let there = [tcp(a, b, 4000, 80, 16), udp(a, b, 4000, 53)];
+            let back = [tcp(b, a, 80, 4000, 16), udp(b, a, 53, 4000)];
+            // So often that every CPU that this may run on has seen it flow.
+            let flows = || {
+                assert!(opened.iter().all(|packet| bench.gets(packet)));
+                for _ in 0..200 {
+                    assert!(there.iter().all(|packet| bench.gets(packet)));
+                    assert!(back.iter().all(|packet| bench.sends(packet)));
+                }
+            };
+            let stops = || {
+                bench.settle();
+                assert!(!there.iter().any(|packet| bench.gets(packet)));
+                assert!(!back.iter().any(|packet| bench.sends(packet)));
+            };
+            bench.tell(both(rule(Direction::Ingress)));
+            flows();
+            bench.tell([]);
+            stops();
+            bench.filter.ensure(&members(&["10.0.0.9/32", "fd00::9/128"])).unwrap();
+            bench.tell(of_group);
+            flows();
+            bench.filter.ensure(&members(&["10.0.0.8/32"])).unwrap();
+            // What the network's change does for a tap that is there.
+            bench.tell(of_group);
+            stops();
+            // What does not flow is looked at, however like it is to what does.
+            bench.tell(both(rule(Direction::Ingress)));
+            flows();
+            for packet in [tcp(b, a, 80, 4001, 16), tcp(b, a, 81, 4000, 16), udp(b, a, 80, 4000)] {
+                assert!(!bench.sends(&packet), "{packet:x?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn only_members_of_the_group_pass_and_only_as_long_as_they_are() {
     in_sandbox(|| {
         let group = SecurityGroupId(Uuid::from_u128(9 << 64));

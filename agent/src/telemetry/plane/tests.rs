@@ -1,5 +1,6 @@
 //! The ports' programs, given packets made by hand.
 
+mod finds;
 mod frames;
 mod security;
 mod taps;

@@ -44,7 +44,7 @@ pub(super) fn tcp(from: &str, to: &str, source: u16, destination: u16, flags: u8
 }
 
 pub(super) fn udp(from: &str, to: &str, source: u16, destination: u16) -> Vec<u8> {
-    ip(17, from, to, &[source, destination, 12, 0, 1, 2].map(u16::to_be_bytes).concat())
+    ip(17, from, to, &[source, destination, 20, 0, 1, 2, 3, 4, 5, 6].map(u16::to_be_bytes).concat())
 }
 
 pub(super) fn icmp(from: &str, to: &str, kind: [u8; 2], id: u16) -> Vec<u8> {
