@@ -5,6 +5,7 @@ pub mod domain_xml;
 mod events;
 pub mod fake;
 mod kvm_proof;
+mod library;
 pub mod libvirt;
 pub mod pins;
 mod raw;

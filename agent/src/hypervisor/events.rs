@@ -1,5 +1,6 @@
 //! The connection to libvirtd: one thread opens it, opens it again whenever it is gone, and passes events on.
 
+use super::library;
 use super::libvirt::said;
 use super::raw::{self, Subscription};
 use super::{Event, HypervisorError, Listener};
@@ -50,6 +51,7 @@ impl Open {
 fn start_event_loop() {
     static STARTED: OnceLock<()> = OnceLock::new();
     STARTED.get_or_init(|| {
+        library::load();
         // libvirt prints every error to stderr unless it is told not to; ours are returned.
         virt::error::clear_error_callback();
         if let Err(error) = virt::event::event_register_default_impl() {

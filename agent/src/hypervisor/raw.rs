@@ -1,5 +1,5 @@
 //! What only virt-sys offers: domain events, a job's figures, aborting a job. All of this crate's unsafe code that
-//! concerns libvirt is here, behind safe functions.
+//! concerns libvirt is here and in [`super::library`], behind safe functions.
 
 use std::ffi::{CStr, c_int, c_uint, c_ulonglong, c_void};
 use std::ptr;
