@@ -4,6 +4,7 @@
 //! A copy goes the cheapest way there is: shared blocks, the file server's own copy, else through [`pass`], by a ring
 //! ([`ring`]) or by threads ([`threads`]), whichever a probe of the mounts found better.
 
+mod arena;
 mod buffer;
 mod choice;
 mod chunks;

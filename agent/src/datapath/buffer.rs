@@ -41,7 +41,7 @@ impl DerefMut for Buffer {
 ///
 /// # Errors
 /// What the file system says; [`io::ErrorKind::UnexpectedEof`].
-pub(super) fn read(file: &File, buffer: &mut Buffer, offset: u64, length: usize) -> io::Result<()> {
+pub(super) fn read(file: &File, buffer: &mut [u8], offset: u64, length: usize) -> io::Result<()> {
     let padded = length.next_multiple_of(BLOCK_BYTES);
     let mut filled = 0;
     while filled < length {

@@ -9,6 +9,7 @@
 pub mod command;
 mod receive;
 mod send;
+mod socket;
 mod wire;
 
 pub use receive::{ReceiveOrder, ReceiveReport, Receiver};

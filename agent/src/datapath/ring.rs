@@ -1,7 +1,7 @@
 //! The loop of io_uring: a number of lanes on one thread, each with a registered buffer, read a chunk and write it.
 //! The only file that names `tokio_uring`.
 
-use super::BLOCK_BYTES;
+use super::arena::{Piece, pieces};
 use super::chunks::{Chunk, Origin};
 use super::pass::{Pass, Run, Shape, TransferError};
 use futures_util::StreamExt;
@@ -9,8 +9,8 @@ use futures_util::stream::FuturesUnordered;
 use std::fs::File;
 use std::io;
 use std::time::Instant;
-use tokio_uring::buf::BoundedBuf;
 use tokio_uring::buf::fixed::{FixedBuf, FixedBufRegistry};
+use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
 
 /// Copies what `pass` hands out with at most `depth` chunks under way.
 ///
@@ -61,18 +61,40 @@ fn start_ring(depth: usize) -> io::Result<tokio_uring::Runtime> {
 }
 
 /// As many buffers as wanted, or fewer where the locked-memory limit of an ordinary user forbids more.
-fn register_buffers(lanes: usize, chunk_bytes: usize) -> io::Result<FixedBufRegistry<Vec<u8>>> {
+fn register_buffers(lanes: usize, chunk_bytes: usize) -> io::Result<FixedBufRegistry<Piece>> {
     let mut lanes = lanes;
     loop {
-        // A block more than a chunk and its padding, so that an aligned chunk fits wherever the allocator puts it.
-        let memory = (0..lanes).map(|_| vec![0; chunk_bytes + 2 * BLOCK_BYTES]);
-        let registry = FixedBufRegistry::new(memory.collect::<Vec<_>>());
+        let registry = FixedBufRegistry::new(pieces(lanes, chunk_bytes)?);
         match registry.register() {
             Ok(()) => return Ok(registry),
             Err(_) if lanes > 1 => lanes /= 2,
             Err(error) => return Err(error),
         }
     }
+}
+
+// SAFETY: a piece's memory stays where it is as long as the piece lives, and all of it is initialised.
+unsafe impl IoBuf for Piece {
+    fn stable_ptr(&self) -> *const u8 {
+        self.start().as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.len()
+    }
+
+    fn bytes_total(&self) -> usize {
+        self.len()
+    }
+}
+
+// SAFETY: as above, and nobody else has the piece's memory.
+unsafe impl IoBufMut for Piece {
+    fn stable_mut_ptr(&mut self) -> *mut u8 {
+        self.start().as_ptr()
+    }
+
+    unsafe fn set_init(&mut self, _: usize) {}
 }
 
 struct Files<'a, 'p> {
@@ -84,7 +106,6 @@ struct Files<'a, 'p> {
 
 impl Files<'_, '_> {
     async fn run_lane(&self, lane: usize, mut buffer: FixedBuf) -> Result<(), TransferError> {
-        let start = buffer.as_ptr().align_offset(BLOCK_BYTES);
         let mut runs = Vec::new();
         loop {
             let wait = self.pass.wait(lane);
@@ -94,31 +115,26 @@ impl Files<'_, '_> {
             }
             let Some(chunk) = self.pass.next()? else { return Ok(()) };
             let begun = Instant::now();
-            buffer = self.read(buffer, start, &chunk).await?;
-            let verdict = self.pass.inspect(&chunk, &mut buffer[start..], &mut runs)?;
+            buffer = self.read(buffer, &chunk).await?;
+            let verdict = self.pass.inspect(&chunk, &mut buffer, &mut runs)?;
             for run in &runs {
-                buffer = self.write(buffer, start, *run).await?;
+                buffer = self.write(buffer, *run).await?;
             }
             self.pass.done(&chunk, &verdict, &runs, begun.elapsed())?;
         }
     }
 
-    async fn read(
-        &self,
-        mut buffer: FixedBuf,
-        start: usize,
-        chunk: &Chunk,
-    ) -> Result<FixedBuf, TransferError> {
+    async fn read(&self, mut buffer: FixedBuf, chunk: &Chunk) -> Result<FixedBuf, TransferError> {
         let direct = self.shape.source_direct;
         for part in &chunk.parts {
             let Origin::File(origin) = part.origin else {
-                self.pass.decode(chunk, part, &mut buffer[start..])?;
+                self.pass.decode(chunk, part, &mut buffer)?;
                 continue;
             };
             let mut filled = 0;
             while filled < part.length {
                 let length = Shape::padded(direct, part.length - filled).min(self.shape.request_bytes);
-                let place = start + part.at + filled;
+                let place = part.at + filled;
                 let slice = buffer.slice(place..place + length);
                 let (answer, slice) = self.source.read_fixed_at(slice, origin + filled as u64).await;
                 buffer = slice.into_inner();
@@ -131,7 +147,7 @@ impl Files<'_, '_> {
                 }
                 match Shape::usable(direct, read) {
                     0 if self.pass.short_is_zeros() => {
-                        buffer[place + read..start + part.at + part.length].fill(0);
+                        buffer[place + read..part.at + part.length].fill(0);
                         break;
                     }
                     0 => return Err(TransferError::SourceShrank),
@@ -142,13 +158,13 @@ impl Files<'_, '_> {
         Ok(buffer)
     }
 
-    async fn write(&self, mut buffer: FixedBuf, start: usize, run: Run) -> Result<FixedBuf, TransferError> {
+    async fn write(&self, mut buffer: FixedBuf, run: Run) -> Result<FixedBuf, TransferError> {
         let direct = self.shape.target_direct;
         let length = Shape::padded(direct, run.length);
         let mut written = 0;
         while written < length {
             let step = (length - written).min(self.shape.request_bytes);
-            let place = start + run.at + written;
+            let place = run.at + written;
             let slice = buffer.slice(place..place + step);
             let (answer, slice) = self.target.write_fixed_at(slice, run.target + written as u64).await;
             buffer = slice.into_inner();

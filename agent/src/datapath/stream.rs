@@ -3,6 +3,7 @@
 //! They are pumped by tokio on one thread of their own, not by a worker process: docs/decisions says why. Nothing
 //! here knows what the bytes mean, and nothing outside of `datapath/` knows how they travel.
 
+use super::kernel::keep_freed_memory;
 use godwit_protocol::frame::{self, HEADER_BYTES};
 use godwit_protocol::quic::Identity;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -189,6 +190,7 @@ impl Streams {
     pub fn start(identity: &Identity, listen: SocketAddr, carried: Carried) -> Result<Self, StreamError> {
         let acceptor = TlsAcceptor::from(Arc::new(identity.tls_server(ALPN)?));
         let connector = TlsConnector::from(Arc::new(identity.tls_client(ALPN)?));
+        keep_freed_memory();
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("streams")

@@ -17,11 +17,14 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Instant;
 
-/// The grid of chunks where nothing else is said, in bytes.
+/// The grid of chunks where each has its digest, and on network file systems, whose requests are no larger, in bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// The grid on disks: a huge page, so that a request is one piece of memory (docs/decisions/0013).
+const DISK_CHUNK_BYTES: usize = 2 << 20;
+
 /// The grid in memory: what a thread reads is still in its CPU's own cache when it writes it.
-const MEMORY_CHUNK_BYTES: usize = 256 << 10;
+const MEMORY_CHUNK_BYTES: usize = 512 << 10;
 
 /// Of a source's data, as hundredths: what must be in the page cache so that it is read from there.
 const WARM_PERCENT: u64 = 80;
@@ -71,15 +74,20 @@ impl Prepared {
         let target = look(&copying.growing.file, &copying.growing.path)?;
         let metadata = copying.source.metadata().map_err(io_error("look at", &copying.order.source))?;
         let data_bytes = (metadata.blocks() * 512).min(metadata.len());
-        let cached = kernel::cached_bytes(copying.source).unwrap_or(0);
         let in_memory = source.is_memory() && target.is_memory();
-        let digested = copying.notes_digests() || copying.plan.expected.is_some();
-        let chunk_bytes = match in_memory && !digested {
-            true => MEMORY_CHUNK_BYTES,
-            false => CHUNK_BYTES,
+        // The kernel counts page by page; of a file that is nowhere else it need not.
+        let cached = if source.is_memory() { None } else { kernel::cached_bytes(copying.source) };
+        let digested = copying.notes_digests()
+            || copying.plan.expected.is_some()
+            || !copying.order.options.checksums.is_empty();
+        let remote = source.write_bytes().is_some() || target.write_bytes().is_some();
+        let chunk_bytes = match (digested || remote, in_memory) {
+            (true, _) => CHUNK_BYTES,
+            (false, true) => MEMORY_CHUNK_BYTES,
+            (false, false) => DISK_CHUNK_BYTES,
         };
         Ok(Self {
-            warm: cached >= data_bytes / 100 * WARM_PERCENT,
+            warm: cached.unwrap_or(0) >= data_bytes / 100 * WARM_PERCENT,
             encoded: copying.plan.image.as_ref().is_some_and(is_encoded),
             source,
             target,

@@ -1,7 +1,8 @@
 //! Reading a copy again and comparing it with the digests of what passed.
 
 use super::error::{CopyError, io_error};
-use crate::datapath::buffer::{Buffer, read};
+use crate::datapath::arena::pieces;
+use crate::datapath::buffer::read;
 use crate::datapath::chunks::find_data;
 use crate::datapath::digests::{Digest, ZeroDigests, digest};
 use crate::datapath::image::Image;
@@ -9,6 +10,7 @@ use crate::datapath::journal::Journal;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// The digest that the journal holds for the chunk at `offset`; of a hole, the one of its zeros.
 pub(super) fn noted(
@@ -21,44 +23,110 @@ pub(super) fn noted(
     Ok(digest.unwrap_or_else(|| zeros.of(length)))
 }
 
+/// Chunks that are read at once: the disk reads while digests are made.
+const THREADS: usize = 4;
+
 /// Compares a whole copy of `size_bytes` with `journal`. `image`: the copy is one, and its disk is compared.
 /// `alive` is told the offset of each chunk.
 ///
 /// # Errors
-/// [`CopyError::Verify`] for the first chunk that differs, [`CopyError::Io`].
+/// [`CopyError::Verify`] for a chunk that differs, [`CopyError::Io`].
 pub(super) fn verify(
     (copy, path): (&File, &Path),
     image: Option<&Image>,
     (journal, size_bytes, chunk_bytes): (&Journal, u64, usize),
     alive: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<(), CopyError> {
-    let zeros = ZeroDigests::new(chunk_bytes);
-    let mut buffer = Buffer::new(chunk_bytes);
-    let mut data_from = 0;
-    for offset in (0..size_bytes).step_by(chunk_bytes) {
-        alive(offset, size_bytes);
-        let length = (size_bytes - offset).min(chunk_bytes as u64) as usize;
-        let wanted = noted(journal, &zeros, offset, length).map_err(io_error("read the journal of", path))?;
-        if image.is_none() && data_from < offset + length as u64 {
-            let found = find_data(copy, offset.max(data_from), size_bytes).map_err(io_error("read", path))?;
-            data_from = found.map_or(size_bytes, |extent| extent.offset);
+    let mut buffers = pieces(THREADS, chunk_bytes).map_err(io_error("get memory to read", path))?;
+    let verifying = Verifying {
+        copy,
+        path,
+        image,
+        journal,
+        size_bytes,
+        chunk_bytes,
+        zeros: ZeroDigests::new(chunk_bytes),
+        walk: Mutex::new(Walk { position: 0, data_from: 0, alive }),
+    };
+    std::thread::scope(|scope| {
+        let verifying = &verifying;
+        let mut threads = Vec::new();
+        for buffer in &mut buffers {
+            threads.push(scope.spawn(move || verifying.run(buffer).inspect_err(|_| verifying.stop())));
         }
-        let hole = image.is_none() && data_from >= offset + length as u64;
-        let found = if hole {
-            zeros.of(length)
-        } else {
-            match image {
-                Some(image) => image.read(&mut buffer[..length], offset),
-                None => read(copy, &mut buffer, offset, length),
+        let ended = threads.into_iter().map(|thread| {
+            thread.join().unwrap_or_else(|_| Err(io_error("verify", path)(io::Error::other("a panic"))))
+        });
+        // All are waited for; the first failure is told.
+        ended.fold(Ok(()), Result::and)
+    })
+}
+
+struct Verifying<'a> {
+    copy: &'a File,
+    path: &'a Path,
+    image: Option<&'a Image>,
+    journal: &'a Journal,
+    size_bytes: u64,
+    chunk_bytes: usize,
+    zeros: ZeroDigests,
+    walk: Mutex<Walk<'a>>,
+}
+
+struct Walk<'a> {
+    /// Where the next chunk begins.
+    position: u64,
+    /// Before it there is no data from `position` on.
+    data_from: u64,
+    alive: &'a mut (dyn FnMut(u64, u64) + Send),
+}
+
+impl Verifying<'_> {
+    fn run(&self, buffer: &mut [u8]) -> Result<(), CopyError> {
+        while let Some((offset, length, hole)) = self.next()? {
+            let told = io_error("read the journal of", self.path);
+            let wanted = noted(self.journal, &self.zeros, offset, length).map_err(told)?;
+            let found = if hole {
+                self.zeros.of(length)
+            } else {
+                match self.image {
+                    Some(image) => image.read(&mut buffer[..length], offset),
+                    None => read(self.copy, buffer, offset, length),
+                }
+                .map_err(io_error("read", self.path))?;
+                digest(&buffer[..length])
+            };
+            if found != wanted {
+                return Err(CopyError::Verify { path: self.path.to_owned(), offset });
             }
-            .map_err(io_error("read", path))?;
-            digest(&buffer[..length])
-        };
-        if found != wanted {
-            return Err(CopyError::Verify { path: path.to_owned(), offset });
         }
-        // Data may go on behind this chunk.
-        data_from = if hole { data_from } else { offset + length as u64 };
+        Ok(())
     }
-    Ok(())
+
+    /// The next chunk's begin and length, and whether it is a hole.
+    fn next(&self) -> Result<Option<(u64, usize, bool)>, CopyError> {
+        let mut walk = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
+        let offset = walk.position;
+        if offset >= self.size_bytes {
+            return Ok(None);
+        }
+        (walk.alive)(offset, self.size_bytes);
+        let length = (self.size_bytes - offset).min(self.chunk_bytes as u64) as usize;
+        let end = offset + length as u64;
+        if self.image.is_none() && walk.data_from < end {
+            let found = find_data(self.copy, offset.max(walk.data_from), self.size_bytes);
+            let found = found.map_err(io_error("read", self.path))?;
+            walk.data_from = found.map_or(self.size_bytes, |extent| extent.offset);
+        }
+        let hole = self.image.is_none() && walk.data_from >= end;
+        // Data may go on behind this chunk.
+        walk.data_from = if hole { walk.data_from } else { end };
+        walk.position = end;
+        Ok(Some((offset, length, hole)))
+    }
+
+    /// Nothing more is handed out.
+    fn stop(&self) {
+        self.walk.lock().unwrap_or_else(PoisonError::into_inner).position = u64::MAX;
+    }
 }

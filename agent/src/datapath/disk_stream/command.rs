@@ -2,6 +2,7 @@
 
 use super::{CONNECTIONS, DiskStreamError, PORT, ReceiveOrder, Receiver, SendOrder, send};
 use crate::datapath::command::{Bar, parse_bytes, size};
+use crate::datapath::kernel::keep_freed_memory;
 use crate::hypervisor::chain;
 use crate::identity;
 use std::error::Error;
@@ -104,6 +105,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 
 /// Does what one end was asked for.
 pub fn run(command: &StreamCommand) -> ExitCode {
+    keep_freed_memory();
     let (outcome, common) = match command {
         StreamCommand::Receive(args) => (run_receive(args), &args.common),
         StreamCommand::Send(args) => (run_send(args), &args.common),

@@ -1,5 +1,6 @@
 //! The receiver: says what it has, takes the rest, and gives the disk its name when both sides agree on all of it.
 
+use super::socket::Socket;
 use super::wire::{Answer, Finish, Has, Message, Open, Outcome, read_frame, write_frame};
 use super::{ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, lock, prepare};
 use crate::datapath::buffer::{Buffer, read};
@@ -64,7 +65,7 @@ pub struct ReceiveReport {
     pub root: String,
 }
 
-type Tls = StreamOwned<ServerConnection, TcpStream>;
+type Tls = StreamOwned<ServerConnection, Socket>;
 
 /// Waits for senders.
 pub struct Receiver {
@@ -158,7 +159,7 @@ impl Receiver {
         socket.set_nonblocking(false).and_then(|()| prepare(&socket, OPEN_WITHIN)).map_err(failed)?;
         let session =
             ServerConnection::new(self.config.clone()).map_err(|error| tls(std::io::Error::other(error)))?;
-        let mut stream = StreamOwned::new(session, socket);
+        let mut stream = StreamOwned::new(session, Socket::new(socket));
         let deadline = Instant::now() + OPEN_WITHIN;
         while stream.conn.is_handshaking() {
             if Instant::now() > deadline {
@@ -182,7 +183,7 @@ impl Receiver {
             return Err(DiskStreamError::Refused("a wrong token".to_owned()));
         }
         open.check().inspect_err(|error| refuse(&mut stream, &error.to_string()))?;
-        prepare(&stream.sock, PATIENCE).map_err(failed)?;
+        prepare(stream.sock.stream(), PATIENCE).map_err(failed)?;
         Ok((stream, open))
     }
 
@@ -328,7 +329,7 @@ impl<'a> Receiving<'a> {
         let zeros = ZeroDigests::new(CHUNK_BYTES);
         self.tell_what_is_here(first, &zeros)?;
         let failure = Mutex::new(None);
-        let sockets = Mutex::new(vec![first.sock.try_clone().map_err(DiskStreamError::Broken)?]);
+        let sockets = Mutex::new(vec![first.sock.stream().try_clone().map_err(DiskStreamError::Broken)?]);
         let note = |outcome: Result<(), DiskStreamError>| {
             let Err(error) = outcome else { return };
             lock(&failure).get_or_insert(error);
@@ -345,7 +346,7 @@ impl<'a> Receiving<'a> {
                         .recv_timeout(OPEN_WITHIN)
                         .map_err(|_| DiskStreamError::Nonsense("too few connections"))?;
                     write_frame(&mut stream, &Answer::Ready { has: false })?;
-                    let socket = stream.sock.try_clone().map_err(DiskStreamError::Broken)?;
+                    let socket = stream.sock.stream().try_clone().map_err(DiskStreamError::Broken)?;
                     lock(&sockets).push(socket);
                     scope.spawn(move || note(self.take_lane(&mut stream)));
                 }
