@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     /// Copy in this folder instead, such as nfs42-xfs=/mnt/share; may be repeated
     #[arg(long, value_name = "NAME=FOLDER", value_parser = parse_place)]
     at: Vec<(String, PathBuf)>,
+    /// Of copy and stream only the cases whose names hold this text, such as xfs or cold-full; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     /// Take programs from this folder, and neither install peers nor build: for machines that are not built on
     #[arg(long, value_name = "FOLDER")]
     programs: Option<PathBuf>,
@@ -96,11 +99,18 @@ impl BenchError {
 
 /// How thorough a run is.
 #[derive(Debug, Clone, Copy)]
-struct Effort {
+struct Effort<'a> {
     quick: bool,
+    /// Parts of names; none: all cases.
+    only: &'a [String],
 }
 
-impl Effort {
+impl Effort<'_> {
+    /// Whether a case is asked for.
+    fn wants(self, case: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|text| case.contains(text.as_str()))
+    }
+
     /// Runs of each side.
     fn pairs(self) -> usize {
         if self.quick { 3 } else { 5 }
@@ -116,7 +126,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
         }
         None => build()?,
     };
-    let effort = Effort { quick: arguments.quick };
+    let effort = Effort { quick: arguments.quick, only: &arguments.only };
     let mut records = Vec::new();
     let measured = measure(arguments, &programs, effort, &mut records);
     // What was measured before a failure is worth keeping.
@@ -143,7 +153,7 @@ fn build() -> Result<PathBuf, BenchError> {
 fn measure(
     arguments: &Arguments,
     programs: &Path,
-    effort: Effort,
+    effort: Effort<'_>,
     records: &mut Vec<Record>,
 ) -> Result<(), BenchError> {
     let name = arguments.name;

@@ -45,7 +45,7 @@ struct Case<'a> {
 
 pub(super) fn measure(
     programs: &Path,
-    effort: Effort,
+    effort: Effort<'_>,
     at: &[(String, PathBuf)],
 ) -> Result<Vec<Record>, BenchError> {
     let disk_bytes: u64 = if effort.quick { 512 << 20 } else { 2 << 30 };
@@ -56,6 +56,9 @@ pub(super) fn measure(
             Ok(folder) => records.extend(measure_place(programs, effort, place, folder, disk_bytes)?),
             Err(why) => {
                 let case = format!("{}-sparse", place.name);
+                if !effort.wants(&case) {
+                    continue;
+                }
                 records.extend([WALL, CPU].map(|metric| Record::skipped("copy", &case, metric, "all", why)));
             }
         }
@@ -65,44 +68,57 @@ pub(super) fn measure(
 
 fn measure_place(
     programs: &Path,
-    effort: Effort,
+    effort: Effort<'_>,
     place: &Place,
     folder: &Path,
     disk_bytes: u64,
 ) -> Result<Vec<Record>, BenchError> {
     let mut records = Vec::new();
     for task in Task::ALL {
+        let planned: Vec<Planned> = plan(place, task).filter(|planned| effort.wants(&planned.name)).collect();
+        if planned.is_empty() {
+            continue;
+        }
         let source = folder.join("source");
         let data_bytes = write_source(&source, task, disk_bytes)?;
-        let temperatures: &[bool] = if place.is_memory() { &[false] } else { &[true, false] };
-        for &cold in temperatures {
-            let temperature = match (place.is_memory(), cold) {
-                (true, _) => "",
-                (false, true) => "cold-",
-                (false, false) => "warm-",
-            };
-            let name = format!("{}-{temperature}{}", place.name, task.name());
+        for Planned { name, cold, extra } in planned {
             let case = Case { name, task, folder, cold, source: source.clone(), disk_bytes, data_bytes };
-            let peers = tools::peers(task, place.is_memory());
-            records.extend(case.measure(effort, &tools::ours(programs, task, ""), &peers)?);
-            if task == Task::Sparse && (cold || place.is_memory()) {
-                for extra in ["--digests", "--verify"] {
-                    let case = Case {
-                        name: format!("{}{}", case.name, &extra[1..]),
-                        source: source.clone(),
-                        ..case
-                    };
-                    records.extend(case.measure(effort, &tools::ours(programs, task, extra), &peers[..2])?);
-                }
+            let mut peers = tools::peers(task, place.is_memory());
+            if !extra.is_empty() {
+                peers.truncate(2);
             }
+            records.extend(case.measure(effort, &tools::ours(programs, task, extra), &peers)?);
         }
         fs::remove_file(&source).map_err(BenchError::io("cannot remove the source"))?;
     }
     Ok(records)
 }
 
+/// A case before it has its source.
+struct Planned {
+    name: String,
+    cold: bool,
+    /// An option of ours.
+    extra: &'static str,
+}
+
+/// The cases of a task. Memory is never cold; what digests and verifying cost is seen on one case.
+fn plan(place: &Place, task: Task) -> impl Iterator<Item = Planned> {
+    let temperatures: &[(&str, bool)] =
+        if place.is_memory() { &[("", false)] } else { &[("cold-", true), ("warm-", false)] };
+    temperatures.iter().enumerate().flat_map(move |(index, &(temperature, cold))| {
+        let extras: &[&'static str] =
+            if task == Task::Sparse && index == 0 { &["", "--digests", "--verify"] } else { &[""] };
+        extras.iter().map(move |&extra| {
+            // "--verify" gives "…-sparse-verify".
+            let name = format!("{}-{temperature}{}{}", place.name, task.name(), extra.replace("--", "-"));
+            Planned { name, cold, extra }
+        })
+    })
+}
+
 impl Case<'_> {
-    fn measure(&self, effort: Effort, ours: &Tool, peers: &[Tool]) -> Result<Vec<Record>, BenchError> {
+    fn measure(&self, effort: Effort<'_>, ours: &Tool, peers: &[Tool]) -> Result<Vec<Record>, BenchError> {
         println!("bench: copy {}", self.name);
         // The first run of each warms up whatever there is to warm up, and shows whether it runs at all.
         self.copy(ours)?;

@@ -24,7 +24,7 @@ struct Footprint {
     start_ms: f64,
 }
 
-pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, BenchError> {
+pub(super) fn measure(programs: &Path, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
     println!("bench: footprint, {} starts of each daemon", effort.pairs());
     // Another lab may be at its end.
     let patience = Duration::from_secs(60);
@@ -85,7 +85,7 @@ pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, Be
 }
 
 /// Lets a daemon settle, then watches it.
-fn observe(host: &Host, daemon: &str, start: Duration, effort: Effort) -> Result<Footprint, BenchError> {
+fn observe(host: &Host, daemon: &str, start: Duration, effort: Effort<'_>) -> Result<Footprint, BenchError> {
     let (settle, window) = if effort.quick { (2, 5) } else { (5, 20) };
     std::thread::sleep(Duration::from_secs(settle));
     let folder = host.proc_folder(daemon)?.ok_or_else(|| BenchError::NotRunning {

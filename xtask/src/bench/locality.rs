@@ -20,7 +20,7 @@ struct Cost {
     core_percent: f64,
 }
 
-pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, BenchError> {
+pub(super) fn measure(programs: &Path, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
     println!("bench: locality, {GUESTS} processes in the place of guests");
     let scrapes = if effort.quick { "4" } else { "20" };
     let mut pairs = Vec::new();

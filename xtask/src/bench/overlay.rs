@@ -36,10 +36,10 @@ const PEERS: [(&str, &str); 3] = [
 
 struct Bench<'a> {
     programs: &'a Path,
-    effort: Effort,
+    effort: Effort<'a>,
 }
 
-pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, BenchError> {
+pub(super) fn measure(programs: &Path, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
     let bench = Bench { programs, effort };
     let mut records = bench.exact()?;
     records.extend(bench.known()?);

@@ -48,7 +48,7 @@ struct Bench<'a> {
     scratch: Scratch,
 }
 
-pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, BenchError> {
+pub(super) fn measure(programs: &Path, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
     let folder = command::target_folder().join(format!("tmp/bench-place-{}", std::process::id()));
     fs::create_dir_all(&folder).map_err(BenchError::io(format!("cannot make {}", folder.display())))?;
     let bench = Bench { programs, scratch: Scratch(folder) };
@@ -68,7 +68,7 @@ pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, Be
     Ok(records)
 }
 
-fn sizes(effort: Effort) -> Vec<Size> {
+fn sizes(effort: Effort<'_>) -> Vec<Size> {
     if effort.quick {
         return vec![(100, 2, 0), (1_000, 4, 50), (10_000, 2, 90), (10_000, 8, 90)];
     }
@@ -79,7 +79,7 @@ fn sizes(effort: Effort) -> Vec<Size> {
 
 impl Bench<'_> {
     /// One guest on one host, again and again.
-    fn fit(&self, (_, cells, fill): Size, effort: Effort) -> Result<Vec<Record>, BenchError> {
+    fn fit(&self, (_, cells, fill): Size, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
         let case = format!("1-host-{cells}-cells-{fill}-full");
         println!("bench: place {case}");
         let cases = self.dump((PEER_HOSTS, cells, fill))?;
@@ -99,7 +99,7 @@ impl Bench<'_> {
         ])
     }
 
-    fn fleet(&self, size: Size, effort: Effort) -> Result<Vec<Record>, BenchError> {
+    fn fleet(&self, size: Size, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
         let (hosts, cells, fill) = size;
         let case = format!("{hosts}-hosts-{cells}-cells-{fill}-full");
         println!("bench: place {case}");
@@ -143,7 +143,7 @@ impl Bench<'_> {
 
     /// Eight guest cells on sixteen host cells: the peer tries permutations, and is stopped after a while, so that its
     /// figure is the least that it would have taken.
-    fn worst(&self, effort: Effort) -> Result<Vec<Record>, BenchError> {
+    fn worst(&self, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
         println!("bench: place 16x8");
         let limit = if effort.quick { WORST_LIMIT_S / 3 } else { WORST_LIMIT_S };
         let mut refused = Vec::new();

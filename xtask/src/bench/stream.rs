@@ -216,15 +216,18 @@ impl Receiver {
     }
 }
 
-pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, BenchError> {
+pub(super) fn measure(programs: &Path, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
     let hosts = Hosts::set_up()?;
     let bytes: u64 = if effort.quick { 512 << 20 } else { 2 << 30 };
     let mut records = Vec::new();
     for (task, step) in [("full", EXTENT_BYTES), ("sparse", 2 * EXTENT_BYTES)] {
         let (source, target) = (hosts.folder.join("source"), hosts.folder.join("copy"));
+        let cases = [1, 4].map(|connections| (connections, format!("{task}-{connections}")));
+        if !cases.iter().any(|(_, case)| effort.wants(case)) {
+            continue;
+        }
         write_source(&source, bytes, step)?;
-        for connections in [1, 4] {
-            let case = format!("{task}-{connections}");
+        for (connections, case) in cases.into_iter().filter(|(_, case)| effort.wants(case)) {
             let run = Run { case: &case, source: &source, target: &target, connections, bytes };
             records.extend(measure_case(&hosts, programs, effort, &run)?);
         }
@@ -236,7 +239,7 @@ pub(super) fn measure(programs: &Path, effort: Effort) -> Result<Vec<Record>, Be
 fn measure_case(
     hosts: &Hosts,
     programs: &Path,
-    effort: Effort,
+    effort: Effort<'_>,
     run: &Run<'_>,
 ) -> Result<Vec<Record>, BenchError> {
     println!("bench: stream {}", run.case);
