@@ -165,7 +165,7 @@ fn start_data_plane(
     )?;
     registry.register(Box::new(answering.clone()))?;
     if config.program_stats {
-        telemetry::measure_programs();
+        tokio::spawn(telemetry::sample_programs());
     }
     let bpffs = &config.bpffs;
     let options = Options { known_only: true, capacity: config.capacity, ..Options::default() };

@@ -21,7 +21,9 @@ pub use shared::Capacity;
 use aya::programs::ProgramError;
 use nix::time::{ClockId, clock_gettime};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why telemetry is not there.
 #[derive(Debug, thiserror::Error)]
@@ -109,11 +111,33 @@ fn monotonic_ns() -> u64 {
         .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
-/// Has the kernel measure what programs cost, for as long as this process lives.
-pub fn measure_programs() {
-    match aya::sys::enable_stats(aya::sys::Stats::RunTime) {
-        // The kernel measures while this is open.
-        Ok(measuring) => std::mem::forget(measuring),
-        Err(error) => tracing::warn!("the programs' own cost is not measured: {error}"),
+/// How long the kernel measures what programs cost, and the time from one beginning of that to the next. It looks at the clock
+/// twice a run, which can take longer than the program.
+const MEASURE: Duration = Duration::from_secs(1);
+const MEASURE_EVERY: Duration = Duration::from_secs(30);
+
+/// The kernel measures what programs cost while this is there.
+pub struct Measuring(#[expect(dead_code, reason = "its end is what counts")] OwnedFd);
+
+/// Has the kernel measure what programs cost.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn measure_programs() -> io::Result<Measuring> {
+    aya::sys::enable_stats(aya::sys::Stats::RunTime).map(Measuring).map_err(|error| error.io_error)
+}
+
+/// Has the kernel measure what programs cost, now and then.
+pub async fn sample_programs() {
+    let mut beginnings = tokio::time::interval(MEASURE_EVERY);
+    loop {
+        beginnings.tick().await;
+        match measure_programs() {
+            Ok(measuring) => {
+                tokio::time::sleep(MEASURE).await;
+                drop(measuring);
+            }
+            Err(error) => return tracing::warn!("the programs' own cost is not measured: {error}"),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Security groups: the programs on guests' taps that let pass what rules allow, and what each is told.
 
+mod census;
 mod collector;
 mod entries;
 mod requests;
@@ -19,12 +20,13 @@ use aya::maps::{HashMap, MapData, MapError, MapType, PerCpuHashMap};
 use aya::programs::LinkOrder;
 use aya::programs::tc::TcAttachType;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use census::Census;
 use entries::{Direction, Wish};
 use godwit_ebpf_common::filter::{
-    CONNECTIONS_ENTRIES, CONNECTIONS_MAP, COUNTS_MAP, Connection, ConnectionKey, Counts, FILTERS_ENTRIES,
-    FILTERS_MAP, FRAGMENTS_ENTRIES, FRAGMENTS_MAP, FROM_PROGRAM, Filter, FilterKey, FragmentKey,
-    GENERATION_MAP, MEMBERS_ENTRIES, MEMBERS_MAP, Member, REQUESTS_BYTES, REQUESTS_MAP, STRAYS_MAP, Strays,
-    TO_PROGRAM,
+    CONNECTIONS_ENTRIES, CONNECTIONS_MAP, COUNTS_MAP, Connection, ConnectionKey, Counts, ENTRIES_MAP,
+    Entries, FILTERS_ENTRIES, FILTERS_MAP, FRAGMENTS_ENTRIES, FRAGMENTS_MAP, FROM_PROGRAM, Filter, FilterKey,
+    FragmentKey, GENERATION_MAP, MEMBERS_ENTRIES, MEMBERS_MAP, Member, REQUESTS_BYTES, REQUESTS_MAP,
+    STRAYS_MAP, Strays, TO_PROGRAM,
 };
 use godwit_protocol::network::NetworkWanted;
 use godwit_protocol::port::tap_name;
@@ -80,6 +82,7 @@ struct Inner {
     members: LpmTrie<MapData, Member, u32>,
     connections: HashMap<MapData, ConnectionKey, Connection>,
     generation: Generation,
+    census: Census,
     /// With those that are read along.
     counts: Vec<PerCpuHashMap<MapData, FilterKey, Counts>>,
     strays: PerCpuHashMap<MapData, FilterKey, Strays>,
@@ -118,7 +121,9 @@ impl PortFilter {
         pins.remove_asides(MEMBERS_PIN)?;
         let filters: HashMap<_, FilterKey, Filter> = take_map(&mut ebpf, FILTERS_MAP)?;
         let members: LpmTrie<_, Member, u32> = take_map(&mut ebpf, MEMBERS_MAP)?;
-        let connections = take_map(&mut ebpf, CONNECTIONS_MAP)?;
+        let connections: HashMap<_, ConnectionKey, Connection> = take_map(&mut ebpf, CONNECTIONS_MAP)?;
+        let mut census = Census::open(&pins)?;
+        census.begin(connections.keys().filter_map(Result::ok).count() as u64)?;
         let mut counts = vec![take_map(&mut ebpf, COUNTS_MAP)?];
         counts.extend(shared::read_along(&pins, COUNTS_PIN, COUNTS_MAP)?);
         let strays = take_map(&mut ebpf, STRAYS_MAP)?;
@@ -138,6 +143,7 @@ impl PortFilter {
             members,
             connections,
             generation,
+            census,
             counts,
             strays,
             wanted: BTreeMap::new(),
@@ -157,11 +163,11 @@ impl PortFilter {
     /// The kernel refuses.
     pub fn adopt(&self) -> Result<(), TelemetryError> {
         let mut inner = self.lock();
-        let Inner { pins, ebpf, .. } = &mut *inner;
+        let Inner { pins, ebpf, census, .. } = &mut *inner;
         // Before, so that what is open goes on, and once more after it for what was opened meanwhile.
-        carry_connections(pins, false)?;
+        carry_connections(pins, census, false)?;
         TAPS.exchange(ebpf, pins)?;
-        carry_connections(pins, true)
+        carry_connections(pins, census, true)
     }
 
     /// Brings the ports of a network to what is wanted of them.
@@ -352,10 +358,13 @@ impl Inner {
         let links: BTreeSet<u32> = filters.iter().map(|key| key.link).collect();
         let stale: Vec<ConnectionKey> =
             self.connections.keys().filter_map(Result::ok).filter(|key| links.contains(&key.link)).collect();
+        let mut forgotten = 0;
         for key in stale {
-            removed(CONNECTIONS_MAP, self.connections.remove(&key))?;
+            let outcome = self.connections.remove(&key);
+            forgotten += u64::from(outcome.is_ok());
+            removed(CONNECTIONS_MAP, outcome)?;
         }
-        Ok(())
+        self.census.add(Entries::Forgotten, forgotten)
     }
 }
 
@@ -364,10 +373,11 @@ const MEMBERS_PIN: &str = "members";
 const CONNECTIONS_PIN: &str = "connections";
 const GENERATION_PIN: &str = "filter_generation";
 const COUNTS_PIN: &str = "filter_counts";
+const ENTRIES_PIN: &str = "filter_entries";
 const STRAYS_PIN: &str = "filter_strays";
 
 /// Each map's name, pin and layout.
-fn maps(room: Room) -> [(&'static str, &'static str, Layout); 8] {
+fn maps(room: Room) -> [(&'static str, &'static str, Layout); 9] {
     use Content::{Counted, Passing, Told};
     let requests = Layout {
         key_bytes: 0,
@@ -383,6 +393,7 @@ fn maps(room: Room) -> [(&'static str, &'static str, Layout); 8] {
         layout::<FragmentKey, u64>(FRAGMENTS_MAP, MapType::LruHash, FRAGMENTS_ENTRIES, Passing),
         layout::<FilterKey, Counts>(COUNTS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES, counted),
         layout::<FilterKey, Strays>(STRAYS_MAP, MapType::PerCpuHash, FILTERS_ENTRIES, Counted(&[])),
+        layout::<u32, u64>(ENTRIES_MAP, MapType::PerCpuArray, Entries::KINDS, Passing),
         layout::<u32, u64>(GENERATION_MAP, MapType::Array, 1, Passing),
         requests,
     ]
@@ -397,6 +408,7 @@ fn pin(map: &str) -> &'static str {
         COUNTS_MAP => COUNTS_PIN,
         STRAYS_MAP => STRAYS_PIN,
         GENERATION_MAP => GENERATION_PIN,
+        ENTRIES_MAP => ENTRIES_PIN,
         REQUESTS_MAP => requests::PIN,
         _ => "fragments",
     }
@@ -404,16 +416,20 @@ fn pin(map: &str) -> &'static str {
 
 /// Copies connections from tables that were set aside because they had another size, but for those that are known
 /// already. What has no room is forgotten, as the table does by itself.
-fn carry_connections(pins: &Pins, last: bool) -> Result<(), TelemetryError> {
+fn carry_connections(pins: &Pins, census: &mut Census, last: bool) -> Result<(), TelemetryError> {
     for (aside, old) in pins.asides(CONNECTIONS_PIN, CONNECTIONS_MAP)? {
         let old: HashMap<_, ConnectionKey, Connection> = shared::typed(old, CONNECTIONS_MAP)?;
         let mut connections: HashMap<_, ConnectionKey, Connection> =
             shared::open(pins, CONNECTIONS_PIN, CONNECTIONS_MAP)?;
+        let (mut all, mut carried) = (0, 0);
         for (key, connection) in old.iter().filter_map(Result::ok) {
-            // It is there already, and newer.
-            let _ = connections.insert(key, connection, BPF_NOEXIST);
+            all += 1;
+            // If not, it is there already, and newer.
+            carried += u64::from(connections.insert(key, connection, BPF_NOEXIST).is_ok());
         }
+        census.add(Entries::Carried, carried)?;
         if last {
+            census.add(Entries::Forgotten, all)?;
             pins.remove(&aside)?;
         }
     }

@@ -21,6 +21,9 @@ pub const COUNTS_MAP: &str = "FILTER_COUNT_V1";
 /// Map (per-CPU hash): [`FilterKey`] to [`Strays`].
 pub const STRAYS_MAP: &str = "FILTER_STRAY_V1";
 
+/// Map (per-CPU array of `u64`): what became of entries of the other maps, by [`Entries`].
+pub const ENTRIES_MAP: &str = "FILTER_ENTRY_V1";
+
 /// Map (ring buffer): [`Request`]s of guests to their host's DHCP responder.
 pub const REQUESTS_MAP: &str = "DHCP_V1";
 
@@ -253,6 +256,36 @@ pub struct Strays {
     pub segments: u64,
     /// Connections that could not be remembered.
     pub full: u64,
+}
+
+/// What became of entries of maps. Of connections, those that had to make place for others are [`Self::Opened`] and
+/// [`Self::Carried`] without [`Self::Closed`], [`Self::Forgotten`] and those that are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Entries {
+    /// Connections that came.
+    Opened = 0,
+    /// Connections that programs removed.
+    Closed = 1,
+    /// First fragments that were remembered.
+    Fragments = 2,
+    /// Those that could not be.
+    FragmentsFull = 3,
+    /// Packets whose [`Counts`] had no room.
+    CountsFull = 4,
+    /// Packets whose [`Strays`] had no room.
+    StraysFull = 5,
+    /// Connections that the agent removed. Programs do not write this and what follows.
+    Forgotten = 6,
+    /// Connections that the agent brought from another table, or found when it began to count.
+    Carried = 7,
+    /// Connections that had made place for others when the agent last looked.
+    Evicted = 8,
+}
+
+impl Entries {
+    /// How many kinds there are.
+    pub const KINDS: u32 = 9;
 }
 
 /// A guest's question by DHCP, with its Ethernet header.

@@ -19,10 +19,10 @@ use aya_ebpf::{
 };
 use godwit_ebpf_common::{
     filter::{
-        ANSWER_MARK, CONNECTIONS_ENTRIES, Connection, ConnectionKey, Counts, EGRESS, FILTERS_ENTRIES,
-        FRAGMENT_NS, FRAGMENTS_ENTRIES, Filter, FilterKey, FragmentKey, INGRESS, MAX_RULES, MEMBER_BITS,
-        MEMBERS_ENTRIES, Member, Opening, Packet, Parsed, REQUESTS_BYTES, Request, Rule, Strays, halves, ip,
-        parse,
+        ANSWER_MARK, CONNECTIONS_ENTRIES, Connection, ConnectionKey, Counts, EGRESS, Entries,
+        FILTERS_ENTRIES, FRAGMENT_NS, FRAGMENTS_ENTRIES, Filter, FilterKey, FragmentKey, INGRESS, MAX_RULES,
+        MEMBER_BITS, MEMBERS_ENTRIES, Member, Opening, Packet, Parsed, REQUESTS_BYTES, Request, Rule, Strays,
+        halves, ip, parse,
     },
     packet::Frame,
 };
@@ -49,6 +49,9 @@ static COUNTS: PerCpuHashMap<FilterKey, Counts> =
 #[map(name = "FILTER_STRAY_V1")]
 static STRAYS: PerCpuHashMap<FilterKey, Strays> =
     PerCpuHashMap::with_max_entries(FILTERS_ENTRIES, BPF_F_NO_PREALLOC);
+
+#[map(name = "FILTER_ENTRY_V1")]
+static ENTRIES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Entries::KINDS, 0);
 
 #[map(name = "DHCP_V1")]
 static REQUESTS: RingBuf = RingBuf::with_byte_size(REQUESTS_BYTES, 0);
@@ -275,7 +278,8 @@ fn passes(work: &mut Work, key: FilterKey, filter: &Filter) -> Passes {
         return Passes::No;
     }
     if work.packet.is_fragment {
-        let _ = FRAGMENTS.insert(&work.fragment, now, u64::from(BPF_ANY));
+        let is_kept = FRAGMENTS.insert(&work.fragment, now, u64::from(BPF_ANY)).is_ok();
+        note(if is_kept { Entries::Fragments } else { Entries::FragmentsFull });
     }
     if flows { Passes::Flows } else { Passes::Alone }
 }
@@ -356,7 +360,9 @@ fn is_of_connection(work: &mut Work, key: FilterKey, filter: &Filter, now: u64) 
     }
     if connection.epoch != filter.epoch {
         if !is_still_allowed(work, key, is_forward) {
-            let _ = CONNECTIONS.remove(&work.connection);
+            if CONNECTIONS.remove(&work.connection).is_ok() {
+                note(Entries::Closed);
+            }
             return false;
         }
         connection.epoch = filter.epoch;
@@ -413,7 +419,12 @@ fn is_opening(work: &mut Work, key: FilterKey, filter: &Filter, now: u64) -> boo
         }
     };
     let connection = Connection { seen_ns: now, epoch: filter.epoch, flags };
-    let is_kept = CONNECTIONS.insert(&work.connection, connection, u64::from(BPF_ANY)).is_ok();
+    // Nearly always there is none yet, or one that is over or was too long unused.
+    let is_new = CONNECTIONS.insert(&work.connection, connection, u64::from(BPF_NOEXIST)).is_ok();
+    if is_new {
+        note(Entries::Opened);
+    }
+    let is_kept = is_new || CONNECTIONS.insert(&work.connection, connection, u64::from(BPF_ANY)).is_ok();
     count(key, |counts| counts.opened += 1);
     if !is_kept {
         stray(key, Strays { segments: 0, full: 1 });
@@ -491,6 +502,17 @@ fn count(key: FilterKey, add: impl FnOnce(&mut Counts)) {
     if let Some(counts) = entry {
         // SAFETY: this CPU's own value, which nothing else writes while the program runs.
         add(unsafe { &mut *counts });
+    } else {
+        note(Entries::CountsFull);
+    }
+}
+
+/// Counts what became of an entry.
+#[inline(always)]
+fn note(what: Entries) {
+    if let Some(count) = ENTRIES.get_ptr_mut(what as u32) {
+        // SAFETY: this CPU's own value, as in `count`.
+        unsafe { *count += 1 };
     }
 }
 
@@ -504,7 +526,9 @@ fn stray(key: FilterKey, more: Strays) {
         },
         // The others' are zero then.
         None => {
-            let _ = STRAYS.insert(key, more, u64::from(BPF_ANY));
+            if STRAYS.insert(key, more, u64::from(BPF_ANY)).is_err() {
+                note(Entries::StraysFull);
+            }
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use super::PortFilter;
 use crate::telemetry::taps::name_of;
-use crate::telemetry::{batch, monotonic_ns};
-use godwit_ebpf_common::filter::{CONNECTIONS_MAP, Connection, ConnectionKey, Counts, INGRESS, Strays};
+use crate::telemetry::{TelemetryError, batch, monotonic_ns};
+use godwit_ebpf_common::filter::{
+    CONNECTIONS_MAP, Connection, ConnectionKey, Counts, Entries, INGRESS, Strays,
+};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{CounterVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{CounterVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use std::sync::Arc;
 
 /// Reads the maps when it is scraped.
@@ -19,6 +21,8 @@ pub struct FilterCollector {
     members: IntGaugeVec,
     connections: IntGaugeVec,
     capacity: IntGauge,
+    evicted: IntCounter,
+    fragments: IntCounter,
     full: IntCounterVec,
     runs: IntCounterVec,
     run_seconds: CounterVec,
@@ -68,6 +72,14 @@ impl FilterCollector {
                 "godwit_filter_connections_capacity",
                 "Most connections that are remembered; more push out those longest unused.",
             )?,
+            evicted: IntCounter::new(
+                "godwit_filter_connections_evicted_total",
+                "Connections that had to make place for others: those that count no more first.",
+            )?,
+            fragments: IntCounter::new(
+                "godwit_filter_fragments_total",
+                "Packets in fragments that were let pass; the last 4096 of a minute let their later fragments pass.",
+            )?,
             full: counter(
                 "godwit_filter_map_full_total",
                 "Entries that a map of the filter had no room for.",
@@ -89,19 +101,38 @@ impl FilterCollector {
     }
 
     /// Connections that count, and those that do not any more.
-    fn read_connections(&self) {
+    fn read_connections(&self) -> Result<(), TelemetryError> {
         let (mut live, mut idle) = (0, 0);
+        let inner = &mut *self.filter.lock();
+        let came = inner.census.came()?;
         let now = monotonic_ns();
         let take = |key: ConnectionKey, connection: &Connection| {
             let unused = now.saturating_sub(connection.seen_ns);
             let of = if unused < connection.timeout_ns(key.protocol) { &mut live } else { &mut idle };
             *of += 1;
         };
-        if let Err(error) = batch::each(&self.filter.lock().connections, CONNECTIONS_MAP, take) {
-            tracing::error!("connections are not counted: {}", crate::hypervisor::chain(&error));
+        batch::each(&inner.connections, CONNECTIONS_MAP, take)?;
+        let evicted = inner.census.evicted(came, live + idle)?;
+        self.evicted.reset();
+        self.evicted.inc_by(evicted);
+        self.connections.with_label_values(&["live"]).set(live as i64);
+        self.connections.with_label_values(&["idle"]).set(idle as i64);
+        Ok(())
+    }
+
+    /// What had no room in maps that only programs write.
+    fn read_entries(&self) -> Result<(), TelemetryError> {
+        let inner = self.filter.lock();
+        self.fragments.reset();
+        self.fragments.inc_by(inner.census.get(Entries::Fragments)?);
+        for (map, kind) in [
+            ("fragments", Entries::FragmentsFull),
+            ("counts", Entries::CountsFull),
+            ("strays", Entries::StraysFull),
+        ] {
+            self.full.with_label_values(&[map]).inc_by(inner.census.get(kind)?);
         }
-        self.connections.with_label_values(&["live"]).set(live);
-        self.connections.with_label_values(&["idle"]).set(idle);
+        Ok(())
     }
 
     fn read_cost(&self) {
@@ -126,6 +157,8 @@ impl Collector for FilterCollector {
             self.members.desc(),
             self.connections.desc(),
             self.capacity.desc(),
+            self.evicted.desc(),
+            self.fragments.desc(),
             self.full.desc(),
             self.runs.desc(),
             self.run_seconds.desc(),
@@ -138,7 +171,9 @@ impl Collector for FilterCollector {
         self.opened.reset();
         self.lost.reset();
         self.full.reset();
-        self.read_connections();
+        if let Err(error) = self.read_connections().and_then(|()| self.read_entries()) {
+            tracing::error!("connections are not counted: {}", crate::hypervisor::chain(&error));
+        }
         self.read_cost();
         let inner = self.filter.lock();
         for (key, values) in inner.counts.iter().flat_map(|map| map.iter()).filter_map(Result::ok) {
@@ -173,6 +208,8 @@ impl Collector for FilterCollector {
             self.members.collect(),
             self.connections.collect(),
             self.capacity.collect(),
+            self.evicted.collect(),
+            self.fragments.collect(),
             self.full.collect(),
             self.runs.collect(),
             self.run_seconds.collect(),

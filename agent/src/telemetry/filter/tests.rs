@@ -1,5 +1,6 @@
 //! The filter in this machine's kernel: crafted packets by BPF_PROG_TEST_RUN, and guests that talk to each other.
 
+mod full;
 mod guests;
 mod packets;
 
@@ -17,6 +18,7 @@ use packets::{ECHO, ECHO_REPLY, Packet, SYN, icmp, tcp, udp};
 use proptest::prelude::*;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use uuid::Uuid;
 
 const BPFFS: &str = "/sys/fs/bpf";
@@ -77,12 +79,13 @@ fn network(ports: Vec<LocalPort>, groups: Vec<GroupMembers>) -> NetworkWanted {
 }
 
 struct Bench {
-    filter: PortFilter,
+    filter: Arc<PortFilter>,
 }
 
 impl Bench {
     fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
-        let bench = Self { filter: PortFilter::open(Path::new(BPFFS), Room::default()).unwrap() };
+        let filter = Arc::new(PortFilter::open(Path::new(BPFFS), Room::default()).unwrap());
+        let bench = Self { filter };
         bench.tell(rules);
         // A guest that has been here for long.
         bench.settle();

@@ -119,7 +119,8 @@ fn nanoseconds(host: &Host, pin: &str, tap: &str, frame: &[u8]) -> Result<u64, S
 
 /// What the filter takes for a packet that opens a connection, by the kernel's own clock.
 fn opening(host: &Host, tap: &str) -> Result<f64, String> {
-    measure_programs();
+    let _measuring =
+        measure_programs().map_err(|error| format!("the kernel measures no programs: {error}"))?;
     acquaint(1);
     let (mac, address) = (Mac(THERE.mac()), THERE.v4());
     batch(
