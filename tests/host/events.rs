@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, KILL};
 use crate::trust::{http, token};
 use godwit_tests::lab::{Probe, URL, until};
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ fn told(fleet: &Fleet, has: Value, mut cause: impl FnMut()) {
 }
 
 #[test]
-fn a_spoof_a_conflict_and_a_strange_network_are_told_with_who_and_why() {
+fn a_spoof_a_conflict_a_strange_network_and_a_stale_sender_are_told_with_who_and_why() {
     let fleet = Fleet::start(2);
     let (here, there) = (fleet.host(1), fleet.host(2));
     let (one, port) = fleet.probe_with(here, &[]);
@@ -84,7 +84,16 @@ fn a_spoof_a_conflict_and_a_strange_network_are_told_with_who_and_why() {
     let (status, answer) = http(&fleet, &["-H", &auth, &format!("{URL}/operator/v1/events?kind=conflict")]);
     assert_eq!(status, "200", "{answer}");
     assert!(answer.contains(r#""kind":"conflict""#) && !answer.contains("spoof"), "{answer}");
-    drop((one, two));
-    fleet.godwit(&["port", "delete", &text(&port["id"]), &text(&other["id"])]);
+
+    // A host that cannot be told that a guest has left sends on to where it was, and that host tells of it.
+    here.kill_agent(KILL).expect("it is killed");
+    drop(two);
+    fleet.godwit(&["port", "delete", &text(&other["id"])]);
+    let stale = json!({ "kind": "stale", "host": "h2", "mac": other["mac_address"], "vni": vni, "peer": to });
+    told(&fleet, stale, || tries(&one, &format!("ping -c 1 -W 1 {others}")));
+    here.start_agent().expect("it starts");
+    fleet.wait_for_hosts();
+    drop(one);
+    fleet.godwit(&["port", "delete", &text(&port["id"])]);
     fleet.check_nothing_left();
 }

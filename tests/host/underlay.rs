@@ -7,7 +7,7 @@ use godwit_tests::lab::until;
 use serde_json::Value;
 
 #[test]
-fn guests_meet_over_an_ipv6_underlay_by_what_the_coordinator_tells() {
+fn guests_meet_over_an_ipv6_underlay_by_what_the_coordinator_tells_and_again_when_its_link_is_back() {
     let fleet = Fleet::start(2);
     let vtep = |number: usize| format!("fd18::1{number}");
     for number in [1, 2] {
@@ -53,6 +53,26 @@ fn guests_meet_over_an_ipv6_underlay_by_what_the_coordinator_tells() {
     };
     assert!(of("tx", "unicast") > 0 && of("rx", "unicast") > 0, "{counted:?}");
     assert_eq!(of("tx", "broadcast"), 0, "the neighbour is known: {counted:?}");
+
+    // The link goes and comes back: what was made on it is still there, and is counted on.
+    let there = fleet.host(2);
+    let keep = "echo 1 > /proc/sys/net/ipv6/conf/eth0/keep_addr_on_down";
+    there.exec(&["sh", "-c", &format!("{keep} && ip link set eth0 down")]).expect("it goes");
+    assert!(!one.output(&largest).expect("it runs").status.success());
+    there.exec(&["ip", "link", "set", "eth0", "up"]).expect("it comes back");
+    until("the lab", "the other guest behind its link", Duration::from_secs(30), || {
+        Ok(one.output(&largest)?.status.success())
+    })
+    .expect("it is reached again");
+    let received = |counted: &[(String, u64)]| -> u64 {
+        let ours = counted.iter().filter(|(labels, _)| {
+            labels.contains("\"rx\"") && labels.contains("\"unicast\"") && labels.contains(&vtep(1))
+        });
+        ours.map(|(_, count)| count).sum()
+    };
+    let before = received(&vxlan_packets(there));
+    one.exec(&largest).expect("it is reached");
+    assert!(received(&vxlan_packets(there)) > before);
     drop((one, two));
     fleet.godwit(&["port", "delete", &text(&port["id"]), &text(&other["id"])]);
     fleet.check_nothing_left();

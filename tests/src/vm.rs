@@ -74,6 +74,7 @@ pub struct Builder {
     wires: Vec<(Wire, String)>,
     files: Vec<(PathBuf, String)>,
     kernel_arguments: String,
+    release_kernel: bool,
     deadline: Duration,
 }
 
@@ -129,6 +130,12 @@ impl Builder {
     /// Words added to the kernel's command line.
     pub fn kernel_arguments(mut self, arguments: &str) -> Builder {
         self.kernel_arguments = arguments.to_owned();
+        self
+    }
+
+    /// Boots the release's own kernel (Linux 6.1) in place of the one from its backports.
+    pub fn release_kernel(mut self) -> Builder {
+        self.release_kernel = true;
         self
     }
 
@@ -215,6 +222,7 @@ impl Vm {
             wires: Vec::new(),
             files: Vec::new(),
             kernel_arguments: String::new(),
+            release_kernel: false,
             deadline: Duration::from_secs(600),
         }
     }

@@ -8,4 +8,5 @@ mod faults;
 mod fleet;
 mod nfs;
 mod overlays;
+mod release;
 mod shares;

@@ -17,13 +17,18 @@ pub struct Kernel {
 impl Kernel {
     /// The newest cloud kernel of this machine.
     pub fn newest() -> Result<Kernel, GuestImageError> {
-        let modules = Path::new("/lib/modules");
-        let found = std::fs::read_dir(modules).into_iter().flatten().flatten();
+        Self::newest_in(Path::new("/"))
+    }
+
+    /// The newest one of the system under this folder.
+    pub fn newest_in(root: &Path) -> Result<Kernel, GuestImageError> {
+        let modules = root.join("lib/modules");
+        let found = std::fs::read_dir(&modules).into_iter().flatten().flatten();
         found
             .filter_map(|entry| entry.file_name().into_string().ok())
             .filter(|release| release.ends_with("-cloud-amd64"))
             .map(|release| Kernel {
-                image: Path::new("/boot").join(format!("vmlinuz-{release}")),
+                image: root.join("boot").join(format!("vmlinuz-{release}")),
                 modules: modules.join(&release),
                 release,
             })

@@ -19,10 +19,10 @@ use crate::guest_image::cpio::Archive;
 use crate::guest_image::{self, BUSYBOX, Kernel};
 
 /// Raised when an image is to be made differently of the same parts.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// What is installed. The rest of Debian's user space comes with it.
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 20] = [
     "attr",
     "e2fsprogs",
     "iproute2",
@@ -33,6 +33,8 @@ const PACKAGES: [&str; 19] = [
     "libvirt-daemon-driver-qemu",
     // The agent is linked with it.
     "libvirt0",
+    // The release's own kernel, an older one than this machine's from the backports.
+    "linux-image-cloud-amd64",
     "mount",
     "nfs-common",
     "nfs-kernel-server",
@@ -51,6 +53,9 @@ const LEFT_OUT: [&str; 3] = ["/usr/share/man/*", "/usr/share/doc/*", "/usr/share
 /// Bytes of the root file system; the file is sparse.
 const ROOT_BYTES: u64 = 2 << 30;
 
+/// What the root file system is reached by, where it is not in the kernel itself.
+const STORAGE: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio_console"];
+
 const INIT: &str = include_str!("init.sh");
 
 /// What a VM boots from.
@@ -60,6 +65,8 @@ pub struct VmImage {
     pub kernel: PathBuf,
     /// Finds the root file system and goes on there.
     pub initramfs: PathBuf,
+    /// The release's own kernel, which is older, and its initramfs.
+    pub release: [PathBuf; 2],
     /// An ext4 file system; shared by all, not to be written to.
     pub root: PathBuf,
 }
@@ -80,6 +87,7 @@ impl VmImage {
         let image = VmImage {
             kernel: kernel.image.clone(),
             initramfs: cache.join(format!("{name}.cpio")),
+            release: [".vmlinuz", ".release.cpio"].map(|end| cache.join(format!("{name}{end}"))),
             root: cache.join(format!("{name}.ext4")),
         };
         if !image.root.is_file() {
@@ -88,7 +96,7 @@ impl VmImage {
             }
             clear(cache).map_err(VmError::io(format!("cannot clear {}", cache.display())))?;
             eprintln!("vm: building the root image of test VMs, once (about a minute)");
-            build_root(cache, &kernel, &image.root)?;
+            build_root(cache, &kernel, &image)?;
         }
         if !image.initramfs.is_file() {
             let partial = cache.join("initramfs.partial");
@@ -104,7 +112,7 @@ impl VmImage {
 /// that a test looks at.
 fn hash(kernel: &Kernel) -> Result<u64, VmError> {
     let mut hasher = DefaultHasher::new();
-    (RECIPE, ROOT_BYTES, PACKAGES, LEFT_OUT, INIT, &kernel.release).hash(&mut hasher);
+    (RECIPE, ROOT_BYTES, PACKAGES, LEFT_OUT, STORAGE, INIT, &kernel.release).hash(&mut hasher);
     // A kernel may be built anew under the same release.
     let size = fs::metadata(&kernel.image).map_err(VmError::io("cannot look at the kernel"))?.len();
     size.hash(&mut hasher);
@@ -124,16 +132,17 @@ fn clear(cache: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn build_root(cache: &Path, kernel: &Kernel, image: &Path) -> Result<(), VmError> {
+fn build_root(cache: &Path, kernel: &Kernel, image: &VmImage) -> Result<(), VmError> {
     let tree = cache.join("root.partial");
     let partial = cache.join("ext4.partial");
-    let built = install(&tree).and_then(|()| add_modules(&tree, kernel)).and_then(|()| {
+    let built = install(&tree).and_then(|()| take_kernel(&tree, &image.release));
+    let built = built.and_then(|()| add_modules(&tree, kernel)).and_then(|()| {
         let file = File::create(&partial).and_then(|file| file.set_len(ROOT_BYTES));
         file.map_err(VmError::io("cannot create the root image"))?;
         // A root that is thrown away needs no journal.
         let options = ["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,root_owner=0:0", "-d"];
         guest_image::output(Command::new("mkfs.ext4").args(options).arg(&tree).arg(&partial))?;
-        fs::rename(&partial, image).map_err(VmError::io("cannot rename the root image"))
+        fs::rename(&partial, &image.root).map_err(VmError::io("cannot rename the root image"))
     });
     let removed = fs::remove_dir_all(&tree);
     built.and(removed.map_err(VmError::io(format!("cannot remove {}", tree.display()))))
@@ -178,6 +187,15 @@ fn offers_release(text: &str) -> bool {
     lines.flat_map(str::split_whitespace).any(|word| word == "bookworm" || word == "bookworm-security")
 }
 
+/// Takes the release's kernel out of a tree. Its modules stay.
+fn take_kernel(tree: &Path, [image, rest]: &[PathBuf; 2]) -> Result<(), VmError> {
+    let kernel = Kernel::newest_in(tree)?;
+    fs::copy(&kernel.image, image)
+        .and_then(|_| fs::remove_dir_all(tree.join("boot")))
+        .map_err(VmError::io("cannot take the release's kernel"))?;
+    fs::write(rest, initramfs(&kernel)?).map_err(VmError::io("cannot write the release's initramfs"))
+}
+
 /// The modules of this machine's cloud kernel, which is the VM's.
 fn add_modules(tree: &Path, kernel: &Kernel) -> Result<(), VmError> {
     // /lib is a link to usr/lib in a tree of this release.
@@ -188,7 +206,7 @@ fn add_modules(tree: &Path, kernel: &Kernel) -> Result<(), VmError> {
     Ok(())
 }
 
-/// busybox, the disks' driver, and a script that goes on from the root file system.
+/// busybox, the disks' drivers, and a script that goes on from the root file system.
 fn initramfs(kernel: &Kernel) -> Result<Vec<u8>, VmError> {
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "newroot", "modules"] {
@@ -197,9 +215,12 @@ fn initramfs(kernel: &Kernel) -> Result<Vec<u8>, VmError> {
     archive.character_device("dev/console", 5, 1);
     archive.file("bin/busybox", 0o755, &guest_image::read(Path::new(BUSYBOX))?);
     let mut order = String::new();
-    for path in kernel.modules(&["virtio_blk"])? {
+    for path in kernel.modules(&STORAGE)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().replace(".xz", "");
-        let module = guest_image::filter("xz", &["-dc"], &guest_image::read(&path)?)?;
+        let module = guest_image::read(&path)?;
+        // A kernel of the release has its modules as they are.
+        let is_packed = path.extension().is_some_and(|extension| extension == "xz");
+        let module = if is_packed { guest_image::filter("xz", &["-dc"], &module)? } else { module };
         archive.file(&format!("modules/{name}"), 0o644, &module);
         order.push_str(&name);
         order.push('\n');

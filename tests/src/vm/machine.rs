@@ -124,8 +124,11 @@ pub(super) fn arguments(builder: &Builder, image: &VmImage, folder: &Path) -> Ve
     cells(builder, &mut line);
     line.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     line.add("-display", "none");
-    line.add("-kernel", &image.kernel.display().to_string());
-    line.add("-initrd", &image.initramfs.display().to_string());
+    let [release, its_initramfs] = &image.release;
+    let (kernel, initramfs) =
+        if builder.release_kernel { (release, its_initramfs) } else { (&image.kernel, &image.initramfs) };
+    line.add("-kernel", &kernel.display().to_string());
+    line.add("-initrd", &initramfs.display().to_string());
     let kernel = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check \
                   random.trust_cpu=on";
     line.add("-append", &format!("{kernel} {}", builder.kernel_arguments));

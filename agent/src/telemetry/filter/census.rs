@@ -5,7 +5,8 @@ use super::ENTRIES_PIN;
 use crate::telemetry::TelemetryError;
 use crate::telemetry::pins::Pins;
 use crate::telemetry::shared::{self, map_error};
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::sys::SyscallError;
 use godwit_ebpf_common::filter::{CONNECTIONS_MAP, ENTRIES_MAP, Entries};
 
 /// The pinned counts. Of some the agent is the only writer.
@@ -38,8 +39,11 @@ impl Census {
             return Ok(());
         }
         let failed = |source| map_error(ENTRIES_MAP, source);
-        let mut values = self.map.get(&(kind as u32), 0).map_err(failed)?;
+        let mut values = self.map.get(&(kind as u32), 0).map_err(failed)?.to_vec();
         values[0] += more;
+        let values = PerCpuValues::try_from(values).map_err(|io_error| {
+            failed(MapError::SyscallError(SyscallError { call: "bpf_map_update_elem", io_error }))
+        })?;
         self.map.set(kind as u32, values, 0).map_err(failed)
     }
 

@@ -326,7 +326,7 @@ fn an_error_passes_when_it_is_about_a_connection_that_is_known() {
 fn a_guest_that_has_moved_goes_on_with_what_it_had_opened() {
     in_sandbox(|| {
         let web = Rule { protocol: Some(6), ports: Some((80, 80)), ..rule(Direction::Egress) };
-        let bench = Bench { filter: PortFilter::open(Path::new(BPFFS), Room::default()).unwrap() };
+        let bench = Bench { filter: Arc::new(PortFilter::open(Path::new(BPFFS), Room::default()).unwrap()) };
         bench.tell([web]);
         assert!(!bench.gets(&tcp(OTHER, GUEST, 80, 4000, SYN)), "a new one is not one that was");
         assert!(!bench.gets(&tcp(OTHER, GUEST, 81, 4000, 16)), "nor one that no rule would have let begin");

@@ -28,6 +28,7 @@ fn bench(connections: u32) -> (Bench, Arc<PortFilter>) {
     let filter = Arc::new(PortFilter::open(Path::new(BPFFS), room).unwrap());
     let bench = Bench { filter: filter.clone() };
     bench.tell(both(rule(Direction::Egress)));
+    bench.settle();
     (bench, filter)
 }
 
@@ -37,8 +38,9 @@ fn connections_that_had_to_make_place_are_counted_over_restarts_and_other_sizes(
         const CONNECTIONS: u32 = 2000;
         let opened = 3 * CONNECTIONS as u16;
         let (one, filter) = bench(CONNECTIONS);
-        let evicted = |filter| series(filter, "godwit_filter_connections_evicted_total", "").unwrap();
-        let there = |filter| {
+        let evicted =
+            |filter: &Arc<PortFilter>| series(filter, "godwit_filter_connections_evicted_total", "").unwrap();
+        let there = |filter: &Arc<PortFilter>| {
             ["live", "idle"].map(|state| series(filter, "godwit_filter_connections", state).unwrap())
         };
         for port in 0..100 {
