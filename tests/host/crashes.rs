@@ -268,6 +268,23 @@ fn agents_killed_at_each_request_of_a_resize_have_the_server_whole_on_one_host()
     });
     let server = fleet.wait_for_status("it", "VERIFY_RESIZE");
     fleet.check_guest_on(&server, target);
+    let at_end =
+        |host, requests: &[&str]| ends("agent", requests).into_iter().map(move |point| (host, point));
+    let points: Vec<(&Host, String)> = at_end(target, &["remove_instance", "restore_disk"])
+        .chain(at_end(source, &["define_instance"]))
+        .chain(at_end(target, &["release"]))
+        .collect();
+    fleet.agents_die_at(&points, || {
+        fleet.godwit(&["server", "resize", "revert", "it"]);
+    });
+    let server = fleet.wait_for_status("it", "ACTIVE");
+    assert_eq!(server["OS-EXT-SRV-ATTR:host"], "h1");
+    fleet.check_home(&server);
+    fleet.disk_bytes(&server);
+
+    fleet.wait_for_hosts();
+    fleet.godwit(&["server", "resize", "it", "--flavor", "two", "--wait"]);
+    fleet.wait_for_status("it", "VERIFY_RESIZE");
     let points: Vec<(&Host, String)> =
         at(target, &["drop_old_disk"]).chain(at(source, &["release"])).collect();
     fleet.agents_die_at(&points, || {
