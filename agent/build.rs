@@ -25,6 +25,8 @@ const FOREIGN: [&str; 10] = [
 ];
 
 fn main() {
+    // The functions of hypervisor/library.rs are for us. libvirt's own calls must not come to them.
+    println!("cargo::rustc-link-arg-bins=-Wl,--exclude-libs,ALL");
     if let Err(reason) = build() {
         println!("cargo::error=the eBPF programs were not built: {reason}");
         println!("cargo::error=run `cargo xtask setup`: it installs what their build needs");

@@ -1,156 +1,98 @@
 //! libvirt's client library, loaded at its first call. It brings sixty libraries with it: loaded at each start of the
 //! program they would take longer than a clone of a disk, or than the answer of a worker.
 //!
-//! The linker finds the functions here and so has no need of the library. A function that is missing in the list
-//! below still works: then the library is loaded at the start, as it is on other processors than amd64.
+//! The linker finds the functions here and so has no need of the library. A function that is missing in the list below
+//! still works: then the library is loaded at the start.
 
-#[cfg(target_arch = "x86_64")]
-pub(super) use amd64::load;
+use libloading::Library;
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulong, c_ulonglong, c_void};
+use std::sync::OnceLock;
+use virt_sys::{
+    virConnectDomainEventGenericCallback, virConnectPtr, virDomainPtr, virErrorFunc, virErrorPtr,
+    virFreeCallback, virTypedParameterPtr,
+};
 
-/// Nothing to do: the library is linked.
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn load() {}
+/// The name that its makers keep for as long as its functions stay compatible.
+const NAME: &str = "libvirt.so.0";
 
-#[cfg(target_arch = "x86_64")]
-mod amd64 {
-    use std::arch::global_asm;
-    use std::ffi::{CStr, c_char, c_void};
-    use std::ptr::NonNull;
-    use std::sync::OnceLock;
+/// Loads the library, or ends the process with the reason, as the system's loader would have done at its start.
+pub(super) fn load() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    // SAFETY: the library's own start-up code runs, as it would at our start.
+    LIBRARY.get_or_init(|| unsafe { Library::new(NAME) }.unwrap_or_else(|error| give_up(&error)))
+}
 
-    /// The name that its makers keep for as long as its functions stay compatible.
-    const NAME: &CStr = c"libvirt.so.0";
+fn give_up(error: &libloading::Error) -> ! {
+    eprintln!("godwit-agent: {NAME} cannot be used, is libvirt installed? {error}");
+    std::process::exit(1)
+}
 
-    /// What dlopen(3) gave.
-    struct Library(NonNull<c_void>);
+/// A function of the library.
+///
+/// # Safety
+/// `F` must be its type.
+unsafe fn find<F: Copy>(name: &CStr) -> F {
+    // SAFETY: the caller's; the library is never closed.
+    unsafe { load().get(name.to_bytes_with_nul()) }.map_or_else(|error| give_up(&error), |function| *function)
+}
 
-    // SAFETY: the handle is only given to dlsym(3), which any thread may call, and never closed.
-    unsafe impl Send for Library {}
-    // SAFETY: as above.
-    unsafe impl Sync for Library {}
+/// Functions that go on to those of the same name in the library. That their types are right is what virt-sys says.
+macro_rules! forward {
+    ($(fn $name:ident($($argument:ident: $kind:ty),*) -> $answer:ty;)*) => { $(
+        // SAFETY: nobody else defines this name, as the library itself is not linked.
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name($($argument: $kind),*) -> $answer {
+            type Function = unsafe extern "C" fn($($kind),*) -> $answer;
+            const _: Function = virt_sys::$name;
+            static FOUND: OnceLock<Function> = OnceLock::new();
+            let name = const {
+                match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                    Ok(name) => name,
+                    Err(_) => panic!(),
+                }
+            };
+            // SAFETY: the type is right, and the caller keeps to what the function asks for.
+            unsafe { FOUND.get_or_init(|| find(name))($($argument),*) }
+        }
+    )* };
+}
 
-    /// Loads the library, or ends the process with the reason: as the system's loader would have done at its start.
-    pub(in super::super) fn load() {
-        library();
-    }
-
-    fn library() -> &'static Library {
-        static LIBRARY: OnceLock<Library> = OnceLock::new();
-        LIBRARY.get_or_init(|| {
-            // SAFETY: the name ends with a zero. The library's own start-up code runs, as it would at our start.
-            let handle = unsafe { libc::dlopen(NAME.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-            NonNull::new(handle).map(Library).unwrap_or_else(|| give_up(NAME))
-        })
-    }
-
-    fn give_up(what: &CStr) -> ! {
-        // SAFETY: dlerror(3) gives null or a string that lives until this thread's next call of its family.
-        let why = unsafe { libc::dlerror().cast_const().as_ref().map(|why| CStr::from_ptr(why)) };
-        let why = why.unwrap_or_default().to_string_lossy();
-        eprintln!("godwit-agent: {} cannot be used, is libvirt installed? {why}", what.to_string_lossy());
-        std::process::exit(1)
-    }
-
-    /// Where the function of that name is. Called by the code below.
-    extern "C" fn find(name: *const c_char) -> *const c_void {
-        // SAFETY: the code below gives names that it holds, each with a zero at its end.
-        let name = unsafe { CStr::from_ptr(name) };
-        // SAFETY: the handle is never closed.
-        let function = unsafe { libc::dlsym(library().0.as_ptr(), name.as_ptr()) };
-        if function.is_null() { give_up(name) } else { function }
-    }
-
-    // The first call of a function goes to `godwit_libvirt_find` with its name (r11) and the slot for its address (r10);
-    // the arguments' registers are kept, and the call goes on as if it had gone to the library. Later calls go there by
-    // the slot. Two threads at once write the same address.
-    global_asm!(
-        ".pushsection .text.godwit_libvirt, \"ax\", @progbits",
-        "godwit_libvirt_find:",
-        "push rdi",
-        "push rsi",
-        "push rdx",
-        "push rcx",
-        "push r8",
-        "push r9",
-        "push r10",
-        "mov rdi, r11",
-        "call {find}",
-        "pop r10",
-        "mov qword ptr [r10], rax",
-        "mov r11, rax",
-        "pop r9",
-        "pop r8",
-        "pop rcx",
-        "pop rdx",
-        "pop rsi",
-        "pop rdi",
-        "jmp r11",
-        ".popsection",
-        find = sym find,
-    );
-
-    macro_rules! forward {
-        ($($name:literal)*) => {
-            $(global_asm!(
-                ".pushsection .text.godwit_libvirt, \"ax\", @progbits",
-                concat!(".globl ", $name),
-                concat!(".hidden ", $name),
-                concat!(".type ", $name, ", @function"),
-                concat!($name, ":"),
-                "jmp qword ptr [rip + 22f]",
-                "33:",
-                "lea r11, [rip + 44f]",
-                "lea r10, [rip + 22f]",
-                "jmp godwit_libvirt_find",
-                ".popsection",
-                ".pushsection .data.godwit_libvirt, \"aw\", @progbits",
-                ".balign 8",
-                "22: .quad 33b",
-                ".popsection",
-                ".pushsection .rodata.godwit_libvirt, \"a\", @progbits",
-                concat!("44: .asciz \"", $name, "\""),
-                ".popsection",
-            );)*
-        };
-    }
-
-    forward! {
-        "virConnectClose"
-        "virConnectDomainEventDeregisterAny"
-        "virConnectDomainEventRegisterAny"
-        "virConnectGetDomainCapabilities"
-        "virConnectGetLibVersion"
-        "virConnectGetVersion"
-        "virConnectIsAlive"
-        "virConnectListAllDomains"
-        "virConnectOpen"
-        "virConnectRef"
-        "virConnectSetKeepAlive"
-        "virDomainAbortJob"
-        "virDomainCreate"
-        "virDomainDefineXMLFlags"
-        "virDomainDestroy"
-        "virDomainFree"
-        "virDomainGetJobStats"
-        "virDomainGetName"
-        "virDomainGetState"
-        "virDomainGetUUID"
-        "virDomainGetXMLDesc"
-        "virDomainIsActive"
-        "virDomainIsPersistent"
-        "virDomainLookupByUUID"
-        "virDomainMigrateSetMaxDowntime"
-        "virDomainMigrateToURI3"
-        "virDomainReset"
-        "virDomainResume"
-        "virDomainShutdown"
-        "virDomainSuspend"
-        "virDomainUndefineFlags"
-        "virEventRegisterDefaultImpl"
-        "virEventRunDefaultImpl"
-        "virGetLastError"
-        "virSetErrorFunc"
-        "virTypedParamsFree"
-        "virTypedParamsGetULLong"
-    }
+forward! {
+    fn virConnectClose(connection: virConnectPtr) -> c_int;
+    fn virConnectDomainEventDeregisterAny(connection: virConnectPtr, id: c_int) -> c_int;
+    fn virConnectDomainEventRegisterAny(connection: virConnectPtr, domain: virDomainPtr, event: c_int, cb: virConnectDomainEventGenericCallback, opaque: *mut c_void, freecb: virFreeCallback) -> c_int;
+    fn virConnectGetDomainCapabilities(connection: virConnectPtr, emulator: *const c_char, arch: *const c_char, machine: *const c_char, kind: *const c_char, flags: c_uint) -> *mut c_char;
+    fn virConnectGetLibVersion(connection: virConnectPtr, version: *mut c_ulong) -> c_int;
+    fn virConnectGetVersion(connection: virConnectPtr, version: *mut c_ulong) -> c_int;
+    fn virConnectIsAlive(connection: virConnectPtr) -> c_int;
+    fn virConnectListAllDomains(connection: virConnectPtr, domains: *mut *mut virDomainPtr, flags: c_uint) -> c_int;
+    fn virConnectOpen(name: *const c_char) -> virConnectPtr;
+    fn virConnectRef(connection: virConnectPtr) -> c_int;
+    fn virConnectSetKeepAlive(connection: virConnectPtr, interval: c_int, count: c_uint) -> c_int;
+    fn virDomainAbortJob(domain: virDomainPtr) -> c_int;
+    fn virDomainCreate(domain: virDomainPtr) -> c_int;
+    fn virDomainDefineXMLFlags(connection: virConnectPtr, xml: *const c_char, flags: c_uint) -> virDomainPtr;
+    fn virDomainDestroy(domain: virDomainPtr) -> c_int;
+    fn virDomainFree(domain: virDomainPtr) -> c_int;
+    fn virDomainGetJobStats(domain: virDomainPtr, kind: *mut c_int, params: *mut virTypedParameterPtr, count: *mut c_int, flags: c_uint) -> c_int;
+    fn virDomainGetName(domain: virDomainPtr) -> *const c_char;
+    fn virDomainGetState(domain: virDomainPtr, state: *mut c_int, reason: *mut c_int, flags: c_uint) -> c_int;
+    fn virDomainGetUUID(domain: virDomainPtr, uuid: *mut c_uchar) -> c_int;
+    fn virDomainGetXMLDesc(domain: virDomainPtr, flags: c_uint) -> *mut c_char;
+    fn virDomainIsActive(domain: virDomainPtr) -> c_int;
+    fn virDomainIsPersistent(domain: virDomainPtr) -> c_int;
+    fn virDomainLookupByUUID(connection: virConnectPtr, uuid: *const c_uchar) -> virDomainPtr;
+    fn virDomainMigrateSetMaxDowntime(domain: virDomainPtr, downtime: c_ulonglong, flags: c_uint) -> c_int;
+    fn virDomainMigrateToURI3(domain: virDomainPtr, uri: *const c_char, params: virTypedParameterPtr, count: c_uint, flags: c_uint) -> c_int;
+    fn virDomainReset(domain: virDomainPtr, flags: c_uint) -> c_int;
+    fn virDomainResume(domain: virDomainPtr) -> c_int;
+    fn virDomainShutdown(domain: virDomainPtr) -> c_int;
+    fn virDomainSuspend(domain: virDomainPtr) -> c_int;
+    fn virDomainUndefineFlags(domain: virDomainPtr, flags: c_uint) -> c_int;
+    fn virEventRegisterDefaultImpl() -> c_int;
+    fn virEventRunDefaultImpl() -> c_int;
+    fn virGetLastError() -> virErrorPtr;
+    fn virSetErrorFunc(data: *mut c_void, handler: virErrorFunc) -> ();
+    fn virTypedParamsFree(params: virTypedParameterPtr, count: c_int) -> ();
+    fn virTypedParamsGetULLong(params: virTypedParameterPtr, count: c_int, name: *const c_char, value: *mut c_ulonglong) -> c_int;
 }

@@ -20,7 +20,7 @@ use std::time::Instant;
 /// The grid of chunks where each has its digest, and on network file systems, whose requests are no larger, in bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// The grid on disks: a huge page, so that a request is one piece of memory (docs/decisions/0013).
+/// The grid on disks: a huge page, so that a request is one piece of memory (docs/decisions/0016).
 const DISK_CHUNK_BYTES: usize = 2 << 20;
 
 /// The grid in memory: what a thread reads is still in its CPU's own cache when it writes it.
