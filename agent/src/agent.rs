@@ -6,6 +6,7 @@ use crate::host::Host;
 use crate::hypervisor::{Cancel, DomainContext, Hypervisor, chain};
 use crate::identity::HostIdentity;
 use crate::migration::Migrations;
+use crate::moves::DiskMoves;
 use crate::report::{Reporter, Told};
 use crate::reservations::ReserveError;
 use crate::state::State;
@@ -28,6 +29,8 @@ pub struct Agent {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Both halves of migrations.
     pub migrations: Migrations,
+    /// Both ends of moves of disks.
+    pub moves: DiskMoves,
     /// Who the host is.
     pub identity: Arc<HostIdentity>,
     /// What is kept on disk.
@@ -83,7 +86,10 @@ impl Agent {
                 let format = pool.create_disk(disk, &mut |p| progress.send(p), &Cancel::default())?;
                 return Ok(AgentReply::Disk { format });
             }
-            R::CancelDisk(instance) => pool.cancel_disk(*instance),
+            R::CancelDisk(instance) => {
+                pool.cancel_disk(*instance);
+                self.moves.cancel(*instance);
+            }
             R::GrowDisk(disk) => {
                 self.is_off(disk.instance)?;
                 pool.claim(disk.instance, self.host.id)?;
@@ -96,7 +102,33 @@ impl Agent {
                 pool.release(*instance, self.host.id)?;
             }
             R::DropOldDisk(instance) => pool.drop_old_disk(*instance)?,
-            R::DeleteDisk(instance) => pool.delete_disk(*instance)?,
+            R::DeleteDisk(instance) => {
+                self.moves.stop_arrival(*instance);
+                pool.delete_disk(*instance)?;
+            }
+            R::MarkDisk(mark) => {
+                self.is_off(mark.instance)?;
+                return Ok(AgentReply::DiskMarked { used_bytes: pool.mark_disk(mark)? });
+            }
+            R::AwaitDisk(arrival) => {
+                self.reservation(arrival.instance)?;
+                self.is_off(arrival.instance)?;
+                return self.moves.await_disk(&self.host, arrival);
+            }
+            R::SendDisk(departure) => {
+                self.is_off(departure.instance)?;
+                self.moves.send_disk(&self.host, departure, &mut |p| progress.send(p))?;
+            }
+            R::LeaveDisk(instance) => {
+                self.is_off(*instance)?;
+                match pool.leave_disk(*instance, self.host.id).map_err(RequestError::from) {
+                    // Another host writes to the disk there, or somebody has put something beside it.
+                    Err(error) if error.kind == ErrorKind::Conflict => {
+                        tracing::error!(%instance, %error, "what it has left is left alone");
+                    }
+                    left => left?,
+                }
+            }
             R::EnsureNetwork(wanted) => self.ensure_network(wanted)?,
             R::RemoveNetwork { network, vni, generation } => {
                 if self.state.accept_network(*network, *generation, true).map_err(not_kept)? {

@@ -78,6 +78,9 @@ fn subject(request: &AgentRequest) -> Option<Subject> {
         R::Exchange(reservation) => Subject::Instance(reservation.instance),
         R::CreateDisk(disk) => Subject::Instance(disk.instance),
         R::GrowDisk(disk) => Subject::Instance(disk.instance),
+        R::MarkDisk(mark) => Subject::Instance(mark.instance),
+        R::AwaitDisk(arrival) => Subject::Instance(arrival.instance),
+        R::SendDisk(departure) => Subject::Instance(departure.instance),
         R::DefineInstance(spec) => Subject::Instance(spec.instance),
         R::PrepareMigration(target) => Subject::Instance(target.spec.instance),
         R::Migrate(source) => Subject::Instance(source.instance),
@@ -86,6 +89,7 @@ fn subject(request: &AgentRequest) -> Option<Subject> {
         | R::RestoreDisk(instance)
         | R::DropOldDisk(instance)
         | R::DeleteDisk(instance)
+        | R::LeaveDisk(instance)
         | R::StartInstance(instance)
         | R::RemoveInstance(instance)
         | R::StopInstance { instance, .. }

@@ -15,6 +15,7 @@ use crate::instances::Instances;
 use crate::locality::Locality;
 use crate::metrics::{Exposition, ListenError, Metrics, Process};
 use crate::migration::{MigrationSettings, Migrations};
+use crate::moves::DiskMoves;
 use crate::network::HostNetwork;
 use crate::network::dhcp::{DhcpError, Responder};
 use crate::network::filtered::Filtered;
@@ -318,7 +319,9 @@ fn assemble(
     watch_pool(&host.pool, reporter.clone(), events.clone())?;
     let told = reporter.clone();
     hypervisor.subscribe(Arc::new(move |_| told.mark_changed()));
-    let agent = Arc::new(Agent { host, hypervisor, migrations, identity, state, reporter: reporter.clone() });
+    let moves = DiskMoves::default();
+    let agent =
+        Arc::new(Agent { host, hypervisor, migrations, moves, identity, state, reporter: reporter.clone() });
     let hearing = agent.clone();
     let calls = Calls::new(
         Arc::new(move |request, progress| agent.handle(request, progress)),

@@ -45,6 +45,12 @@ const BLOCK_BYTES: usize = 4096;
 pub enum WorkerCommand {
     /// Copy a file for the agent
     Copy(worker::WorkerArgs),
+    /// Remove what an abandoned copy left
+    Discard(worker::DiscardArgs),
+    /// Send a disk to another host for the agent
+    Send(disk_stream::worker::WorkerArgs),
+    /// Receive a disk from another host for the agent
+    Receive(disk_stream::worker::WorkerArgs),
     /// Do what is asked on stdin in a pool's folder
     #[command(hide = true)]
     Pool,
@@ -54,6 +60,9 @@ pub enum WorkerCommand {
 pub fn run(command: WorkerCommand) -> ExitCode {
     match command {
         WorkerCommand::Copy(args) => worker::run_copy(&args),
+        WorkerCommand::Discard(args) => worker::run_discard(&args),
+        WorkerCommand::Send(args) => disk_stream::worker::run_send(&args),
+        WorkerCommand::Receive(args) => disk_stream::worker::run_receive(&args),
         WorkerCommand::Pool => crate::storage::run_helper(),
     }
 }

@@ -23,6 +23,7 @@ pub mod join;
 pub mod locality;
 pub mod metrics;
 pub mod migration;
+pub mod moves;
 pub mod network;
 pub mod report;
 pub mod reservations;

@@ -331,7 +331,8 @@ fn remove_folder(folder: &Path) -> Result<(), MigrationError> {
     }
 }
 
-fn random_token() -> io::Result<String> {
+/// A secret to open streams with.
+pub(crate) fn random_token() -> io::Result<String> {
     let mut bytes = [0; TOKEN_BYTES];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(hex::encode(bytes))

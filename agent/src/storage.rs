@@ -8,6 +8,7 @@ mod grow;
 mod helper;
 mod lease;
 pub mod mount;
+mod moves;
 pub mod qcow2;
 mod watch;
 
@@ -16,6 +17,7 @@ pub use dir::{Disks, InstancePaths, Pool, PoolPolicy};
 pub use gate::Gate;
 pub use helper::run as run_helper;
 pub use mount::{Outage, Share};
+pub use moves::Seen;
 pub use watch::PoolChange;
 
 use crate::hypervisor::chain;

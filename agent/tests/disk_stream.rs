@@ -1,15 +1,19 @@
 //! `godwit-agent stream`: a disk from one host to another, cut off, changed, spoiled, asked for by the wrong ones.
 
+use godwit_agent::datapath::disk_stream::worker::{End, Stream};
+use godwit_agent::hypervisor::Cancel;
+use godwit_protocol::error::ErrorKind;
 use godwit_protocol::id::HostId;
 use godwit_protocol::quic::host_name;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_godwit-agent");
@@ -270,4 +274,48 @@ fn nobody_who_sends_or_listens_is_said_so() {
     let sent = fixture.sender(&free, &[]).output().unwrap();
     assert!(text(&sent.stderr).contains("cannot connect to"), "{}", text(&sent.stderr));
     assert_eq!(fixture.sender(&free, &["--connections", "0"]).status().unwrap().code(), Some(2));
+}
+
+impl Fixture {
+    /// One end as the agent starts it.
+    fn end<'a>(&self, dir: &'a Path, disk: &'a Path, address: SocketAddr, peer: HostId) -> End<'a> {
+        End { program: Path::new(AGENT), dir, disk, address, peer, token: TOKEN }
+    }
+}
+
+#[test]
+fn workers_move_a_disk_into_a_folder_of_its_own_also_after_one_of_them_was_given_up() {
+    let fixture = Fixture::new();
+    let (there, here) = (fixture.folder.path().join("there"), fixture.folder.path().join("here"));
+    let destination = fixture.folder.path().join("instances/one/disk");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let receive = |peer| Stream::receive(fixture.end(&here, &destination, any, peer)).unwrap();
+    let send = |address| Stream::send(fixture.end(&there, &fixture.source, address, fixture.here)).unwrap();
+    let (nobody, told) = (Cancel::default(), Mutex::new((0, 0)));
+    let mut tell = |done, all| *told.lock().unwrap() = (done, all);
+
+    // Given up before its sender comes: nothing is there, not even the folder.
+    let (receiver, gone) = receive(fixture.there);
+    let cancelled = Cancel::default();
+    cancelled.cancel();
+    assert_eq!(receiver.finish(&mut |_, _| {}, &cancelled).unwrap_err().kind, ErrorKind::Cancelled);
+    assert!(!destination.parent().unwrap().exists());
+    assert_eq!(send(gone).finish(&mut tell, &nobody).unwrap_err().kind, ErrorKind::Unavailable);
+
+    // Not from the host that was said.
+    let (receiver, address) = receive(HostId::random());
+    let sent = send(address).finish(&mut tell, &nobody).unwrap_err();
+    assert_eq!(sent.kind, ErrorKind::Unavailable, "{sent}");
+    receiver.finish(&mut |_, _| {}, &cancelled).unwrap_err();
+    assert!(!destination.parent().unwrap().exists());
+
+    let (receiver, address) = receive(fixture.there);
+    let received = std::thread::spawn(move || receiver.finish(&mut |_, _| {}, &Cancel::default()));
+    let sent = send(address).finish(&mut tell, &nobody).unwrap();
+    let received = received.join().unwrap().unwrap();
+    assert_eq!((sent.size_bytes, sent.moved_bytes), (64 * MIB + 777, 40 * MIB + 777));
+    assert_eq!(received, sent);
+    assert_eq!(told.lock().unwrap().1, sent.size_bytes, "progress was told");
+    assert!(fs::read(&fixture.source).unwrap() == fs::read(&destination).unwrap());
+    assert_eq!(fs::read_dir(destination.parent().unwrap()).unwrap().count(), 1, "nothing beside it");
 }

@@ -6,6 +6,7 @@ pub mod confirm_resize;
 pub mod create_instance;
 pub mod delete_instance;
 pub mod live_migrate;
+mod move_disk;
 pub mod place;
 pub mod power;
 mod reserve;

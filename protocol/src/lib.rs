@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod digests;
+pub mod disk;
 pub mod error;
 pub mod event;
 pub mod frame;

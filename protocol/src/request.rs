@@ -1,5 +1,6 @@
 //! The closed set of what a coordinator may ask of an agent, and of what an agent says by itself.
 
+use crate::disk::{DiskArrival, DiskAwaited, DiskDeparture, DiskMark};
 use crate::error::RequestError;
 use crate::host::Inventory;
 use crate::id::{HostId, InstanceId, MigrationId, NetworkId};
@@ -110,6 +111,15 @@ pub enum AgentRequest {
     DropOldDisk(InstanceId),
     /// Remove an instance's folder on the pool: disk, config drive, console log.
     DeleteDisk(InstanceId),
+    /// On the source of a move: mark the disk, so that the target sees whether it is there too.
+    MarkDisk(DiskMark),
+    /// On the target: wait for the disk, unless it is there.
+    AwaitDisk(DiskArrival),
+    /// On the source: send the disk.
+    SendDisk(Box<DiskDeparture>),
+    /// On the host that an instance has left with its disk: remove the instance's folder, unless another host writes to
+    /// the disk there.
+    LeaveDisk(InstanceId),
     /// Bring a network on this host to the wanted state.
     EnsureNetwork(NetworkWanted),
     /// Take a network off this host.
@@ -189,6 +199,10 @@ impl AgentRequest {
             Self::RestoreDisk(_) => "restore_disk",
             Self::DropOldDisk(_) => "drop_old_disk",
             Self::DeleteDisk(_) => "delete_disk",
+            Self::MarkDisk(_) => "mark_disk",
+            Self::AwaitDisk(_) => "await_disk",
+            Self::SendDisk(_) => "send_disk",
+            Self::LeaveDisk(_) => "leave_disk",
             Self::EnsureNetwork(_) => "ensure_network",
             Self::RemoveNetwork { .. } => "remove_network",
             Self::DefineInstance(_) => "define_instance",
@@ -221,6 +235,15 @@ pub enum AgentReply {
         /// Format of the disk that was made.
         format: DiskFormat,
     },
+    /// To [`AgentRequest::MarkDisk`].
+    DiskMarked {
+        /// Bytes that the disk takes.
+        used_bytes: u64,
+    },
+    /// To [`AgentRequest::AwaitDisk`]: the pool is the source's, and the disk is there.
+    DiskHere,
+    /// To [`AgentRequest::AwaitDisk`]: send it.
+    DiskAwaited(DiskAwaited),
     /// To [`AgentRequest::Console`]; bytes that are no UTF-8 are replaced.
     Console(String),
     /// To [`AgentRequest::PrepareMigration`].

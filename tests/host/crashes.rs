@@ -1,6 +1,6 @@
 //! The coordinator and the agents are killed at each step of what they do; it is done all the same, once.
 
-use crate::fleet::{Fleet, KILL, guests, reservations};
+use crate::fleet::{Fleet, KILL, guests, instance_file, join, part, reservations};
 use godwit_tests::lab::Host;
 use serde_json::Value;
 
@@ -200,11 +200,9 @@ impl Fleet {
     }
 
     /// The size of its disk's file, in bytes.
-    fn disk_bytes(&self, server: &Value) -> u64 {
-        let id = server["id"].as_str().expect("has one");
-        let folder = self.lab.pool().join("instances").join(id);
-        assert!(!folder.join("disk-old").exists(), "the old disk is left");
-        std::fs::metadata(folder.join("disk")).expect("is there").len()
+    fn disk_bytes(&self, server: &Value, host: &Host) -> u64 {
+        assert!(!instance_file(host, server, "disk-old").exists(), "the old disk is left");
+        std::fs::metadata(instance_file(host, server, "disk")).expect("is there").len()
     }
 
     fn try_godwit(&self, words: &[&str]) {
@@ -216,7 +214,7 @@ impl Fleet {
 fn a_coordinator_killed_at_each_step_of_a_resize_and_of_its_end_has_the_server_whole_on_one_host() {
     let fleet = Fleet::start(2);
     fleet.create_pinned();
-    let before = fleet.disk_bytes(&fleet.server("it").expect("is there"));
+    let before = fleet.disk_bytes(&fleet.server("it").expect("is there"), fleet.host(1));
     let resize = || fleet.try_godwit(&["server", "resize", "it", "--flavor", "two"]);
     fleet.coordinator_dies_at(&sides("resize_instance", &RESIZE), resize);
     let server = fleet.wait_for_status("it", "VERIFY_RESIZE");
@@ -228,7 +226,7 @@ fn a_coordinator_killed_at_each_step_of_a_resize_and_of_its_end_has_the_server_w
     let server = fleet.wait_for_status("it", "ACTIVE");
     assert_eq!(server["OS-EXT-SRV-ATTR:host"], "h1");
     fleet.check_home(&server);
-    assert_eq!(fleet.disk_bytes(&server), before);
+    assert_eq!(fleet.disk_bytes(&server, fleet.host(1)), before);
 
     // Its disk is away, so what has been done is undone, and it cannot be started again either.
     let id = server["id"].as_str().expect("has one");
@@ -280,18 +278,27 @@ fn agents_killed_at_each_request_of_a_resize_have_the_server_whole_on_one_host()
     let server = fleet.wait_for_status("it", "ACTIVE");
     assert_eq!(server["OS-EXT-SRV-ATTR:host"], "h1");
     fleet.check_home(&server);
-    fleet.disk_bytes(&server);
+    fleet.disk_bytes(&server, source);
 
-    fleet.wait_for_hosts();
-    fleet.godwit(&["server", "resize", "it", "--flavor", "two", "--wait"]);
+    // Again, to a pool of the target's own: the disk moves too.
+    part(target);
+    let points: Vec<(&Host, String)> = at_end(source, &["mark_disk"])
+        .chain(at_end(target, &["await_disk"]))
+        .chain(at(source, &["send_disk"]))
+        .collect();
+    fleet.agents_die_at(&points, || {
+        fleet.godwit(&["server", "resize", "it", "--flavor", "two"]);
+    });
     fleet.wait_for_status("it", "VERIFY_RESIZE");
     let points: Vec<(&Host, String)> =
-        at(target, &["drop_old_disk"]).chain(at(source, &["release"])).collect();
+        at(target, &["drop_old_disk"]).chain(at(source, &["leave_disk", "release"])).collect();
     fleet.agents_die_at(&points, || {
         fleet.godwit(&["server", "resize", "confirm", "it"]);
     });
     let server = fleet.wait_for_status("it", "ACTIVE");
     fleet.check_home(&server);
-    fleet.disk_bytes(&server);
+    fleet.disk_bytes(&server, target);
+    assert!(!instance_file(source, &server, "").exists(), "the disk is left on the source");
     fleet.clean();
+    join(target);
 }

@@ -1,7 +1,7 @@
 //! A fleet on the lab's hosts, and what a person would look at on them.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use godwit_tests::guest_image;
@@ -142,8 +142,12 @@ impl Fleet {
         let mine: Vec<&Value> =
             ports.as_array().expect("is a list").iter().filter(|port| port["device_id"] == id).collect();
         assert!(mine.iter().all(|port| port["binding:host_id"] == home), "{mine:#?}");
-        let disk = self.lab.pool().join("instances").join(id).join("disk");
+        let disk = instance_file(self.host_named(home), server, "disk");
         assert!(disk.is_file(), "{} is missing", disk.display());
+    }
+
+    fn host_named(&self, name: &str) -> &Host {
+        self.lab.hosts().iter().find(|host| host.name() == name).expect("there is such a host")
     }
 
     /// One host holds something for a server, and no other.
@@ -299,4 +303,22 @@ pub(crate) fn vxlan_packets(host: &Host) -> Vec<(String, u64)> {
         .filter_map(|line| line.rsplit_once(' '))
         .map(|(labels, count)| (labels.to_owned(), count.parse().expect("is a count")))
         .collect()
+}
+
+/// A file of a server's as a host sees it: its pool may be another one than the lab's.
+pub(crate) fn instance_file(host: &Host, server: &Value, name: &str) -> PathBuf {
+    let root = format!("/proc/{}/root/srv/godwit/instances", host.init_process().expect("it is on"));
+    Path::new(&root).join(server["id"].as_str().expect("has one")).join(name)
+}
+
+/// Gives a host a pool of its own.
+pub(crate) fn part(host: &Host) {
+    host.exec(&["mount", "-t", "tmpfs", "tmpfs", "/srv/godwit"]).expect("is mounted");
+}
+
+/// Ends that, when nothing is left in it.
+pub(crate) fn join(host: &Host) {
+    let left = host.exec(&["find", "/srv/godwit", "-mindepth", "2"]).expect("find runs");
+    assert_eq!(left, "", "something is left in the pool of {}", host.name());
+    host.exec(&["umount", "/srv/godwit"]).expect("is unmounted");
 }

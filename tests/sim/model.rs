@@ -1,5 +1,6 @@
 //! A model of hosts behind the agents' channel: what each holds, and one fault to come.
 
+use godwit_protocol::disk::DiskAwaited;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::event::AgentNote;
 use godwit_protocol::frame;
@@ -59,6 +60,10 @@ pub(crate) enum Fault {
 pub(crate) struct World {
     pub(crate) hosts: BTreeMap<HostId, Held>,
     pub(crate) disks: BTreeMap<InstanceId, Disk>,
+    /// Hosts with a pool of their own, and the disks in it.
+    pub(crate) apart: BTreeMap<HostId, BTreeMap<InstanceId, Disk>>,
+    /// Disks that are awaited: from whom, and by whom.
+    awaited: BTreeMap<InstanceId, (HostId, HostId)>,
     /// What must never be and was: two hosts with one guest, a disk touched under a guest that runs.
     pub(crate) wrongs: Vec<String>,
     /// Names of the requests so far that change something.
@@ -85,6 +90,7 @@ impl World {
         let held = self.hosts.iter().filter(|(_, held)| **held != Held::default());
         let mut left: Vec<String> = held.map(|(host, held)| format!("{host}: {held:?}")).collect();
         left.extend(self.disks.iter().map(|disk| format!("disk {disk:?}")));
+        left.extend(self.apart.iter().filter(|(_, pool)| !pool.is_empty()).map(|pool| format!("{pool:?}")));
         left
     }
 
@@ -150,6 +156,10 @@ impl World {
             return self.migrate(host, source.instance, source.migration);
         }
         self.note_wrongs(host, request);
+        if let Some(answer) = self.move_disk(host, request) {
+            return answer;
+        }
+        let disks = self.apart.get_mut(&host).unwrap_or(&mut self.disks);
         let held = self.hosts.entry(host).or_default();
         match request {
             R::Reserve(ReservePlan { reservation, generation, beside }) => {
@@ -183,27 +193,27 @@ impl World {
             R::ReleaseBeside(instance) => drop(held.beside.remove(instance)),
             R::CreateDisk(disk) => {
                 let made = Disk { size_bytes: disk.size_bytes, old: None };
-                self.disks.entry(disk.instance).or_insert(made);
+                disks.entry(disk.instance).or_insert(made);
                 return Ok(AgentReply::Disk { format: DiskFormat::Qcow2 });
             }
             R::GrowDisk(disk) => {
-                let Some(is) = self.disks.get_mut(&disk.instance) else {
+                let Some(is) = disks.get_mut(&disk.instance) else {
                     return error(ErrorKind::NotFound, "no such disk");
                 };
                 is.old = is.old.or(Some(is.size_bytes));
                 is.size_bytes = is.size_bytes.max(disk.size_bytes);
             }
             R::RestoreDisk(instance) => {
-                if let Some(disk) = self.disks.get_mut(instance) {
+                if let Some(disk) = disks.get_mut(instance) {
                     disk.size_bytes = disk.old.take().unwrap_or(disk.size_bytes);
                 }
             }
             R::DropOldDisk(instance) => {
-                if let Some(disk) = self.disks.get_mut(instance) {
+                if let Some(disk) = disks.get_mut(instance) {
                     disk.old = None;
                 }
             }
-            R::DeleteDisk(instance) => drop(self.disks.remove(instance)),
+            R::DeleteDisk(instance) | R::LeaveDisk(instance) => drop(disks.remove(instance)),
             R::EnsureNetwork(wanted) => drop(held.networks.insert(wanted.network, wanted.vni)),
             R::RemoveNetwork { vni, .. } => held.networks.retain(|_, number| number != vni),
             R::DefineInstance(spec) => {
@@ -238,9 +248,55 @@ impl World {
             }
             R::Report => return Ok(AgentReply::Report(Box::new(self.report(host)))),
             R::CancelDisk(instance) => drop(self.cancelled.insert(*instance)),
+            R::MarkDisk(_) | R::AwaitDisk(_) | R::SendDisk(_) => {}
             R::CancelMigration(_) | R::Console { .. } | R::Migrate(_) | R::TakeCertificate(_) => {}
         }
         Ok(AgentReply::Done)
+    }
+
+    fn pool(&mut self, host: HostId) -> &mut BTreeMap<InstanceId, Disk> {
+        self.apart.get_mut(&host).unwrap_or(&mut self.disks)
+    }
+
+    /// An instance's disk as a host sees it.
+    pub(crate) fn disk(&self, host: HostId, instance: InstanceId) -> Option<Disk> {
+        self.apart.get(&host).unwrap_or(&self.disks).get(&instance).copied()
+    }
+
+    /// What moves a disk from pool to pool; none for all else.
+    fn move_disk(
+        &mut self,
+        host: HostId,
+        request: &AgentRequest,
+    ) -> Option<Result<AgentReply, RequestError>> {
+        let error = |kind, text: &str| Some(Err(RequestError::new(kind, text)));
+        match request {
+            AgentRequest::MarkDisk(mark) => match self.pool(host).contains_key(&mark.instance) {
+                true => Some(Ok(AgentReply::DiskMarked { used_bytes: 1 })),
+                false => error(ErrorKind::NotFound, "no such disk"),
+            },
+            AgentRequest::AwaitDisk(arrival) => {
+                if !self.apart.contains_key(&host) && !self.apart.contains_key(&arrival.source) {
+                    return Some(Ok(AgentReply::DiskHere));
+                }
+                self.awaited.insert(arrival.instance, (arrival.source, host));
+                let address = SocketAddr::new(vtep(host), 8777);
+                let awaited = DiskAwaited { address, target: host, token: "token".into() };
+                Some(Ok(AgentReply::DiskAwaited(awaited)))
+            }
+            AgentRequest::SendDisk(departure) => {
+                let (instance, target) = (departure.instance, departure.awaited.target);
+                if self.awaited.remove(&instance) != Some((host, target)) {
+                    return error(ErrorKind::Unavailable, "nobody waits for it");
+                }
+                let Some(disk) = self.pool(host).get(&instance).copied() else {
+                    return error(ErrorKind::NotFound, "no such disk");
+                };
+                self.pool(target).insert(instance, disk);
+                Some(Ok(AgentReply::Done))
+            }
+            _ => None,
+        }
     }
 
     /// Looks for what no host may be asked.

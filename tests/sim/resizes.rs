@@ -76,10 +76,15 @@ fn holds_both(fleet: &Fleet, before: &Instance, after: &Instance, told: &str) {
     }
     assert!(held.is_empty(), "{told}: {held:?}");
     is_sound(fleet, after, before.status == InstanceStatus::Active, told);
-    let disk = lock(&fleet.world).disks[&after.id];
+    let (source, target) = (before.host.unwrap(), after.host.unwrap());
+    let world = lock(&fleet.world);
     let grew = after.disk_bytes > before.disk_bytes;
     let wanted = Disk { size_bytes: after.disk_bytes, old: grew.then_some(before.disk_bytes) };
-    assert_eq!(disk, wanted, "{told}");
+    assert_eq!(world.disk(target, after.id), Some(wanted), "{told}");
+    if source != target && !world.apart.is_empty() {
+        let kept = Disk { size_bytes: before.disk_bytes, old: None };
+        assert_eq!(world.disk(source, after.id), Some(kept), "{told}");
+    }
 }
 
 /// The instance is what `before` was, and holds that alone.
@@ -95,7 +100,12 @@ fn holds_one(fleet: &Fleet, now: &Instance, told: &str) {
     assert!(fleet.app.ledger.read(|f| f.running_migration(now.id).is_none()), "{told}");
     let place = now.host.zip(now.reservation.clone()).unwrap();
     assert_eq!(held(fleet, now.id), [place], "{told}");
-    assert_eq!(lock(&fleet.world).disks[&now.id], Disk { size_bytes: now.disk_bytes, old: None }, "{told}");
+    let world = lock(&fleet.world);
+    let disk = world.disk(now.host.unwrap(), now.id);
+    assert_eq!(disk, Some(Disk { size_bytes: now.disk_bytes, old: None }), "{told}");
+    let pools = world.apart.values().chain([&world.disks]);
+    assert_eq!(pools.filter(|pool| pool.contains_key(&now.id)).count(), 1, "{told}: a disk is left");
+    drop(world);
     is_sound(fleet, now, now.status == InstanceStatus::Active, told);
 }
 
@@ -122,10 +132,15 @@ fn is_sound(fleet: &Fleet, now: &Instance, runs: bool, told: &str) {
     assert_eq!(counted, hold.count(), "{told}");
 }
 
-/// A life with resizes, on so many hosts, with at most one fault in it; returns the requests that were made.
-async fn life(hosts: usize, fault: Option<(usize, Fault)>) -> Vec<&'static str> {
+/// A life with resizes, on so many hosts, which have one pool or each its own, with at most one fault in it; returns the
+/// requests that were made.
+async fn life(hosts: usize, apart: bool, fault: Option<(usize, Fault)>) -> Vec<&'static str> {
     let fleet = Fleet::start(hosts).await;
-    let told = format!("{hosts} hosts, {fault:?}");
+    let told = format!("{hosts} hosts, apart: {apart}, {fault:?}");
+    if apart {
+        let all: Vec<HostId> = fleet.app.ledger.read(|f| f.hosts.keys().copied().collect());
+        lock(&fleet.world).apart = all.into_iter().map(|host| (host, Default::default())).collect();
+    }
     let id = fleet.create(1).await;
     let created = fleet.settled(id).await.unwrap();
     assert_eq!(created.status, InstanceStatus::Active, "{told}");
@@ -166,21 +181,27 @@ async fn whichever_request_of_a_resize_fails_the_server_is_whole_and_both_places
  {
     let room = Arc::new(Semaphore::new(FLEETS));
     let mut lives = tokio::task::JoinSet::new();
-    for hosts in [1, 3] {
-        let requests = life(hosts, None).await;
+    for (hosts, apart) in [(1, false), (3, false), (3, true)] {
+        let requests = life(hosts, apart, None).await;
         let kinds: BTreeSet<&str> = requests.iter().copied().collect();
-        for kind in ["grow_disk", "restore_disk", "drop_old_disk", "remove_instance", "define_instance"] {
+        for kind in ["grow_disk", "drop_old_disk", "remove_instance", "define_instance"] {
             assert!(kinds.contains(kind), "{kind} is not among {requests:?}");
         }
+        assert_eq!(kinds.contains("restore_disk"), !apart, "{requests:?}");
+        assert_eq!(kinds.contains("mark_disk") && kinds.contains("await_disk"), hosts > 1, "{requests:?}");
+        assert_eq!(kinds.contains("send_disk") && kinds.contains("leave_disk"), apart, "{requests:?}");
         assert_eq!(kinds.contains("exchange"), hosts == 1, "{requests:?}");
-        for number in 0..requests.len() {
+        // The others fail alike whichever pools there are.
+        let about_disks = ["mark_disk", "await_disk", "send_disk", "leave_disk", "delete_disk", "grow_disk"];
+        for number in (0..requests.len()).filter(|number| !apart || about_disks.contains(&requests[*number]))
+        {
             // A channel that breaks is the same for all requests: each of them has it break once.
             let cut = if number % 2 == 0 { Fault::CutBefore } else { Fault::CutAfter };
             for fault in [Fault::Refused, Fault::Botched, cut] {
                 let room = room.clone();
                 lives.spawn(async move {
                     let _place = room.acquire().await.unwrap();
-                    life(hosts, Some((number, fault))).await;
+                    life(hosts, apart, Some((number, fault))).await;
                 });
             }
         }

@@ -110,7 +110,15 @@ impl Rig {
         let migrations = Migrations::new(settings, fake.clone(), &registry).unwrap();
         let identity = HostIdentity::new(shown, state.host(), dir.path(), &registry).unwrap();
         let identity = Arc::new(identity);
-        let agent = Arc::new(Agent { host, hypervisor: fake.clone(), migrations, identity, state, reporter });
+        let agent = Arc::new(Agent {
+            host,
+            hypervisor: fake.clone(),
+            migrations,
+            moves: DiskMoves::default(),
+            identity,
+            state,
+            reporter,
+        });
         let hearing = agent.clone();
         let run =
             Arc::new(move |request: &AgentRequest, progress: &ProgressSink| agent.handle(request, progress));

@@ -11,6 +11,7 @@ mod receive;
 mod send;
 mod socket;
 mod wire;
+pub mod worker;
 
 pub use receive::{ReceiveOrder, ReceiveReport, Receiver};
 pub use send::{SendOrder, SendReport, send};

@@ -12,13 +12,14 @@ use godwit_protocol::error::{ErrorKind, RequestError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -64,12 +65,8 @@ pub struct WorkerArgs {
 /// The worker's side of a copy. 0 when it was made. Unlike the command it never replaces a file, and leaves nothing
 /// when it fails: the agent asks again for all of it.
 pub(super) fn run_copy(args: &WorkerArgs) -> ExitCode {
-    if let Some(parent) = args.parent {
-        let bound = set_pdeathsig(Signal::SIGKILL).is_ok();
-        if !bound || std::os::unix::process::parent_id() != parent {
-            eprintln!("the process {parent} that asked for this copy is gone");
-            return ExitCode::FAILURE;
-        }
+    if !args.parent.is_none_or(live_with) {
+        return ExitCode::FAILURE;
     }
     let copy = &args.copy;
     let mut reporter = match Reporter::open(copy.progress_fd) {
@@ -93,6 +90,15 @@ pub(super) fn run_copy(args: &WorkerArgs) -> ExitCode {
     let made = outcome.is_ok();
     reporter.finish(outcome);
     if made { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Binds this process's life to that of `parent`, which started it. False when that is gone already.
+pub(super) fn live_with(parent: u32) -> bool {
+    let bound = set_pdeathsig(Signal::SIGKILL).is_ok() && std::os::unix::process::parent_id() == parent;
+    if !bound {
+        eprintln!("the process {parent} that asked for this work is gone");
+    }
+    bound
 }
 
 /// Writes lines for whoever started the process.
@@ -164,7 +170,7 @@ impl Worker {
     }
 
     /// The program.
-    pub fn program(&self) -> &std::path::Path {
+    pub fn program(&self) -> &Path {
         &self.program
     }
 
@@ -196,13 +202,22 @@ impl Worker {
             // It fails only when the worker is gone already.
             let _ = child.kill();
         }
-        let status = reap(child, cancelled.then(|| order.clone()));
+        let discard = cancelled.then(|| self.discard(order));
+        let status = reap(child, discard);
         outcome.unwrap_or_else(|| {
             Err(match cancel.is_cancelled() {
                 true => RequestError::new(ErrorKind::Cancelled, "the copy was cancelled"),
                 false => RequestError::new(ErrorKind::Internal, format!("the copy's worker died ({status})")),
             })
         })
+    }
+
+    /// What removes what an abandoned worker left: another one, for it touches the mount.
+    fn discard(&self, order: &CopyOrder) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(["worker", "discard", "--parent"]).arg(std::process::id().to_string());
+        command.arg("--").arg(&order.destination).stdin(Stdio::null()).stdout(Stdio::null());
+        command
     }
 
     /// An order as arguments of a worker.
@@ -271,22 +286,22 @@ impl Worker {
 }
 
 /// A worker's lines.
-struct Lines {
-    pipe: ChildStdout,
-    pending: Vec<u8>,
+pub(super) struct Lines {
+    pub(super) pipe: ChildStdout,
+    pub(super) pending: Vec<u8>,
 }
 
 /// What comes next of them.
-enum Next {
+pub(super) enum Next<L> {
     /// Nothing for now.
     Nothing,
-    Line(Line),
+    Line(L),
     /// The worker is gone, or is none.
     End,
 }
 
 impl Lines {
-    fn next(&mut self) -> Next {
+    pub(super) fn next<L: DeserializeOwned>(&mut self) -> Next<L> {
         loop {
             if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
@@ -312,9 +327,9 @@ impl Lines {
     }
 }
 
-/// Waits for a worker's end and says how it was. `cancelled`: what it was at; one that hangs in the kernel is waited
-/// for by a thread, which then removes what it left.
-fn reap(mut child: Child, cancelled: Option<CopyOrder>) -> String {
+/// Waits for a worker's end and says how it was. One that hangs in the kernel is waited for by a thread, which then runs
+/// `discard`. That thread itself never enters a mount: the agent could not end while it is there.
+pub(super) fn reap(mut child: Child, discard: Option<Command>) -> String {
     let deadline = Instant::now() + REAP_WITHIN;
     loop {
         match child.try_wait() {
@@ -325,8 +340,10 @@ fn reap(mut child: Child, cancelled: Option<CopyOrder>) -> String {
                 // Without a thread the zombie stays until the agent ends, which is the smaller harm.
                 let _ = waiting.spawn(move || {
                     let ended = child.wait();
-                    if let (Some(order), Ok(_)) = (cancelled, ended) {
-                        discard(&order);
+                    if let (Some(mut discard), Ok(_)) = (discard, ended)
+                        && let Err(error) = discard.status()
+                    {
+                        tracing::warn!("what an abandoned copy left stays: {error}");
                     }
                 });
                 return "it hangs in the kernel, as on a dead mount".to_owned();
@@ -336,10 +353,28 @@ fn reap(mut child: Child, cancelled: Option<CopyOrder>) -> String {
     }
 }
 
-/// Removes what an abandoned worker left of a copy that was never asked for again. A copy that began since holds the
-/// lock of the growing file, and keeps it.
-fn discard(order: &CopyOrder) {
-    let growing = partial(&order.destination);
+/// `worker discard DST`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DiscardArgs {
+    /// Name that the copy was to have
+    destination: PathBuf,
+    /// Die with this process, which started the worker
+    #[arg(long, value_name = "PID")]
+    parent: u32,
+}
+
+/// Removes what an abandoned worker left of a copy that was never asked for again.
+pub(super) fn run_discard(args: &DiscardArgs) -> ExitCode {
+    if !live_with(args.parent) {
+        return ExitCode::FAILURE;
+    }
+    discard(&args.destination);
+    ExitCode::SUCCESS
+}
+
+/// A copy that began since holds the lock of the growing file, and keeps it.
+fn discard(destination: &Path) {
+    let growing = partial(destination);
     let Ok(file) = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&growing) else {
         return;
     };
@@ -353,8 +388,7 @@ fn discard(order: &CopyOrder) {
         && same(&ours, &named)
     {
         // Whoever looks next finds what is left, and begins anew.
-        let _ = fs::remove_file(journal(&order.destination));
+        let _ = fs::remove_file(journal(destination));
         let _ = fs::remove_file(&growing);
-        tracing::info!(destination = ?order.destination, "what an abandoned copy left is removed");
     }
 }

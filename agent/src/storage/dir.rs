@@ -152,7 +152,7 @@ impl Pool {
             registry.register(Box::new(counter.clone()))?;
             Ok::<_, prometheus::Error>(counter)
         };
-        let copies = "Disks copied, by method (reflink, server_side, io_uring, threads, overlay).";
+        let copies = "Disks copied, by method (reflink, server_side, io_uring, threads, overlay, stream).";
         let bytes = "Bytes of data that disk copies wrote, holes and shared blocks not counted, by method.";
         let reach = match policy.share {
             None => Reach::Thread(Gate::default()),
@@ -244,7 +244,7 @@ impl Pool {
     }
 
     /// Bytes free for root.
-    fn free_bytes(&self) -> Result<u64, StorageError> {
+    pub(super) fn free_bytes(&self) -> Result<u64, StorageError> {
         match self.touch(PATIENCE, Ask::Measure)? {
             Told::Sizes(sizes) => Ok(sizes.free_bytes),
             _ => Err(StorageError::Unreachable(self.path.clone())),
@@ -461,6 +461,17 @@ impl Pool {
         let method = [report.method.as_str()];
         self.copies.with_label_values(&method).inc();
         self.copied_bytes.with_label_values(&method).inc_by(report.data_bytes);
+    }
+
+    /// Counts a disk that came from another host.
+    pub fn count_arrival(&self, received_bytes: u64) {
+        self.copies.with_label_values(&["stream"]).inc();
+        self.copied_bytes.with_label_values(&["stream"]).inc_by(received_bytes);
+    }
+
+    /// The program of workers.
+    pub fn program(&self) -> &Path {
+        self.worker.program()
     }
 
     fn check_space(&self, request: &DiskRequest) -> Result<(), StorageError> {

@@ -3,12 +3,13 @@
 
 use super::lease::{self, LeaseCall};
 use super::mount::{self, Share};
-use super::{InstancePaths, StorageError, base, grow, io_error};
+use super::{InstancePaths, StorageError, base, grow, io_error, moves};
 use crate::datapath::copy::journal;
 use crate::datapath::digests::{self, Digests};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use godwit_protocol::id::{ImageId, InstanceId};
+use godwit_protocol::disk::DiskMark;
+use godwit_protocol::id::{HostId, ImageId, InstanceId};
 use godwit_protocol::image::DiskFormat;
 use godwit_protocol::request::GrowRequest;
 use nix::sys::statvfs::statvfs;
@@ -60,6 +61,12 @@ pub(super) enum Ask {
     DropOldDisk(InstanceId),
     /// Remove the instance's folder.
     Delete(InstanceId),
+    /// Put a mark beside the disk.
+    Mark(DiskMark),
+    /// Is the mark there?
+    SeeMark(DiskMark),
+    /// Remove the folder of an instance that has left, unless it is another host's.
+    Leave { instance: InstanceId, host: HostId },
     /// Write the config drive, base64.
     ConfigDrive { instance: InstanceId, image: String },
     /// The end of the console's log.
@@ -81,6 +88,9 @@ pub(super) enum Told {
     Sizes(Sizes),
     /// Base64.
     Bytes(String),
+    /// To [`Ask::Mark`]: what the disk takes.
+    Bytes64(u64),
+    Seen(moves::Seen),
     Base(Option<base::Base>),
     Lease(lease::Lease),
 }
@@ -117,10 +127,15 @@ pub(super) fn act(pool: &Path, ask: &Ask) -> Result<Told, StorageError> {
         Ask::RestoreDisk(instance) => grow::restore(&paths(instance)).map(done),
         Ask::DropOldDisk(instance) => grow::drop_old(&paths(instance)).map(done),
         Ask::Delete(instance) => delete(&paths(instance)).map(done),
+        Ask::Mark(mark) => moves::mark(&paths(&mark.instance), mark.mark).map(Told::Bytes64),
+        Ask::SeeMark(mark) => moves::sees(&paths(&mark.instance), mark.mark).map(Told::Seen),
+        Ask::Leave { instance, host } => moves::leave(&paths(instance), *host).map(done),
         Ask::ConfigDrive { instance, image } => {
             let image = STANDARD.decode(image).map_err(|e| StorageError::Invalid(e.to_string()))?;
             let paths = paths(instance);
             create_folder(&paths.folder)?;
+            // Whoever is defined has arrived.
+            moves::remove_marks(&paths)?;
             write_whole(&paths.config_drive, &image).map(done)
         }
         Ask::Console(instance) => {
@@ -212,7 +227,7 @@ pub(super) fn remove_file(path: &Path) -> Result<(), StorageError> {
     }
 }
 
-fn delete(paths: &InstancePaths) -> Result<(), StorageError> {
+pub(super) fn delete(paths: &InstancePaths) -> Result<(), StorageError> {
     let unexpected =
         |found, wanted| Err(StorageError::Unexpected { path: paths.folder.clone(), found, wanted });
     match fs::symlink_metadata(&paths.folder) {
@@ -225,6 +240,7 @@ fn delete(paths: &InstancePaths) -> Result<(), StorageError> {
         remove_file(&path)?;
     }
     remove_old_consoles(paths)?;
+    moves::remove_marks(paths)?;
     match fs::remove_dir(&paths.folder) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

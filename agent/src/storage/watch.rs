@@ -19,6 +19,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Looks from one attempt at a mount to the next.
 const TRY_EVERY: u64 = 10;
 
+/// Most looks from one attempt to unmount a share with stale handles to the next.
+const RARELY: u64 = 64;
+
 /// What became of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolChange {
@@ -180,6 +183,28 @@ impl Watched {
     }
 }
 
+/// When something that fails is tried again: at once, then after two looks, four, and so on.
+#[derive(Debug, Default)]
+struct BackOff {
+    /// Looks until the next attempt.
+    left: u64,
+    /// Looks from the last attempt to the next.
+    step: u64,
+}
+
+impl BackOff {
+    /// Whether this look is one to try at.
+    fn is_due(&mut self) -> bool {
+        self.left = self.left.saturating_sub(1);
+        if self.left > 0 {
+            return false;
+        }
+        self.step = (self.step * 2).clamp(1, RARELY);
+        self.left = self.step;
+        true
+    }
+}
+
 impl Pool {
     /// Looks at the pool from now on, for as long as the process lives, and tells of each change. Unmounts a share
     /// that nobody uses.
@@ -192,28 +217,31 @@ impl Pool {
         let pool = self.clone();
         let looking = std::thread::Builder::new().name("pool-watch".to_owned());
         looking.spawn(move || {
+            let mut stale = BackOff::default();
             for looks in 0_u64.. {
                 std::thread::sleep(LOOK_EVERY);
                 // A share that cannot be mounted is tried again, but not as often. One that was unmounted for want of
                 // use is left so.
                 let wanted = pool.is_mounted() || !pool.watched.last().1 && looks % TRY_EVERY == 0;
                 if wanted {
-                    pool.look();
+                    pool.look(&mut stale);
                 }
             }
         })?;
         Ok(())
     }
 
-    fn look(&self) {
+    fn look(&self, stale: &mut BackOff) {
         self.measure(ANSWER_WITHIN);
-        if self.policy().share.is_some()
+        let is_stale = self.policy().share.is_some()
             && !self.watched.is_stalled()
             && !self.watched.last().1
-            && self.is_mounted()
-        {
+            && self.is_mounted();
+        if !is_stale {
+            *stale = BackOff::default();
+        } else if stale.is_due() {
             // The server answers, but not for this mount: its handles are stale, as after a new file system there. A
-            // new mount has new ones. Somebody who uses it keeps it.
+            // new mount has new ones. Somebody who uses it keeps it, and is not to be asked each second.
             drop(self.unmount());
         }
         let idle_seconds = self.policy().share.as_ref().map_or(0, |share| share.idle_seconds);
@@ -249,6 +277,13 @@ mod tests {
         assert_eq!(watched.take(Err(StorageError::NotFound("/p".into()))), Some(PoolChange::Other));
         assert!(!watched.is_stalled());
         assert_eq!(watched.last(), (sizes, false));
+    }
+
+    #[test]
+    fn a_share_that_cannot_be_unmounted_is_asked_less_and_less_often() {
+        let mut stale = BackOff::default();
+        let asked: Vec<u64> = (0..300).filter(|_| stale.is_due()).collect();
+        assert_eq!(asked, [0, 1, 3, 7, 15, 31, 63, 127, 191, 255]);
     }
 
     #[test]

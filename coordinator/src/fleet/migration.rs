@@ -135,6 +135,9 @@ pub struct Migration {
     pub reservation: Option<Reservation>,
     /// What the target said when it was ready.
     pub ready: Option<TargetReady>,
+    /// Whether the disk goes to another pool: it is on both from when the target waits for it.
+    #[serde(default)]
+    pub disk_moves: bool,
     /// Where it is.
     pub status: MigrationStatus,
     /// What it was, when completed.

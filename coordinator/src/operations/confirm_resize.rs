@@ -1,9 +1,10 @@
 //! Confirm a resize: the old disk and the old place go. It only goes forward. A source that is silent is not waited for
-//! for ever: nothing of the instance is there but its old place, which a host lets go of when it is back.
+//! for ever: nothing of the instance is there but its old place, which a host lets go of when it is back. One that has the
+//! old disk in a pool of its own is.
 
 use super::live_migrate::{record, target};
 use super::resize_instance::resize;
-use super::{Context, StepError, idle, journal, spawn};
+use super::{Context, StepError, idle, journal, move_disk, spawn};
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::instance::{Instance, InstanceStatus, Task};
@@ -62,8 +63,11 @@ pub(super) async fn run(context: &Context, id: MigrationId, step: usize) -> Resu
     let migration = record(context, id)?;
     let (source, target) = (migration.source, target(&migration)?);
     match STEPS[step] {
-        "disk" if resize(&migration)?.grows() => {
-            context.insist(target, AgentRequest::DropOldDisk(context.instance)).await
+        "disk" => {
+            if resize(&migration)?.grows() {
+                context.insist(target, AgentRequest::DropOldDisk(context.instance)).await?;
+            }
+            move_disk::leave(context, &migration).await
         }
         "release" if source == target => {
             context.insist(source, AgentRequest::ReleaseBeside(context.instance)).await

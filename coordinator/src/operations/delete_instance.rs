@@ -2,7 +2,7 @@
 //! it waits, and a host that is removed from the fleet has nothing left to clean.
 
 use super::resize_instance::pending;
-use super::{Context, StepError, journal, spawn};
+use super::{Context, StepError, journal, move_disk, spawn};
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::instance::{Instance, Task};
@@ -66,25 +66,36 @@ pub async fn request(app: &Shared, id: InstanceId) -> Result<(), Error> {
 fn interrupt_disk(app: &Shared, id: InstanceId) {
     let app = app.clone();
     tokio::spawn(async move {
-        while let Some(host) = app.ledger.read(|fleet| makes_disk(fleet, id)) {
-            // What the host does not hear now, it hears the next time.
-            let _ = app.agents.call(host, AgentRequest::CancelDisk(id)).await;
+        loop {
+            let hosts = app.ledger.read(|fleet| makes_disk(fleet, id));
+            if hosts.is_empty() {
+                break;
+            }
+            // What a host does not hear now, it hears the next time.
+            let told = hosts.into_iter().map(|host| app.agents.call(host, AgentRequest::CancelDisk(id)));
+            futures_util::future::join_all(told).await;
             tokio::time::sleep(TELL_EVERY).await;
         }
     });
 }
 
-/// The host that makes an instance's disk now.
-fn makes_disk(fleet: &Fleet, id: InstanceId) -> Option<HostId> {
-    let operation = fleet.running_operation(id).filter(|operation| operation.phase == Phase::Running)?;
-    let (host, steps) = match operation.verb {
-        Verb::CreateInstance => (fleet.instances.get(&id)?.host, super::create_instance::STEPS),
-        Verb::ResizeInstance { migration } => {
-            (fleet.migrations.get(&migration)?.target, super::resize_instance::STEPS)
+/// The hosts that make an instance's disk now, or move it.
+fn makes_disk(fleet: &Fleet, id: InstanceId) -> Vec<HostId> {
+    let running = fleet.running_operation(id).filter(|operation| operation.phase == Phase::Running);
+    let Some(operation) = running else { return vec![] };
+    let (hosts, steps) = match operation.verb {
+        Verb::CreateInstance => {
+            let host = fleet.instances.get(&id).and_then(|instance| instance.host);
+            ([host, None], super::create_instance::STEPS)
         }
-        _ => return None,
+        Verb::ResizeInstance { migration } | Verb::MigrateInstance { migration } => {
+            let migration = fleet.migrations.get(&migration);
+            ([migration.map(|m| m.source), migration.and_then(|m| m.target)], super::resize_instance::STEPS)
+        }
+        _ => return vec![],
     };
-    host.filter(|_| steps.get(operation.cursor) == Some(&"disk"))
+    let now = steps.get(operation.cursor) == Some(&"disk");
+    hosts.into_iter().flatten().filter(|_| now).collect()
 }
 
 /// Starts the deletion that waited for another operation to end.
@@ -111,7 +122,16 @@ pub(super) async fn run(context: &Context, step: usize) -> Result<(), StepError>
     let host = instance.host.filter(|h| context.app.ledger.read(|fleet| fleet.hosts.contains_key(h)));
     match (STEPS[step], host) {
         ("domain", Some(host)) => context.insist(host, AgentRequest::RemoveInstance(instance.id)).await,
-        ("disk", Some(host)) => context.insist(host, AgentRequest::DeleteDisk(instance.id)).await,
+        ("disk", host) => {
+            if let Some(host) = host {
+                context.insist(host, AgentRequest::DeleteDisk(instance.id)).await?;
+            }
+            // A move that nobody has decided about.
+            match context.app.ledger.read(|fleet| pending(fleet, instance.id).cloned()) {
+                Some(migration) => move_disk::leave(context, &migration).await,
+                None => Ok(()),
+            }
+        }
         ("ports", _) => release_ports(context).await,
         ("reservation", host) => {
             let left = context.app.ledger.read(|fleet| pending(fleet, instance.id).map(|m| m.source));

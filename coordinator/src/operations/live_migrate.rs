@@ -85,6 +85,7 @@ pub(super) fn queued(
         target: None,
         reservation: None,
         ready: None,
+        disk_moves: false,
         status: MigrationStatus::Queued,
         outcome: None,
         switched_at: None,

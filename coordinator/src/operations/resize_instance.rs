@@ -1,12 +1,12 @@
 //! Give an instance another flavor, or move it while it is switched off, which is a resize to the flavor that it has on
-//! another host: hold a place, switch off, leave the source, make the disk larger, move ports and record, define and
-//! start. What it held before is held until somebody confirms or reverts. The guest is off meanwhile, so everything
+//! another host: hold a place, switch off, leave the source, bring the disk where the pool is another one and make it
+//! larger, move ports and record, define and start. What it held before is held until somebody confirms or reverts. The guest is off meanwhile, so everything
 //! is undone on a failure: the instance is then on its old host as before, and runs if it ran.
 
 use super::live_migrate::{in_fleet, plug_in, queued, record, target, update};
 use super::power::GRACE_MS;
 use super::reserve::{Verdict, generation, hold};
-use super::{Context, StepError, create_instance, idle, journal, place, spawn};
+use super::{Context, StepError, create_instance, idle, journal, move_disk, place, spawn};
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::instance::{Flavor, Instance, InstanceStatus, Task};
@@ -167,7 +167,13 @@ pub(super) async fn run(context: &Context, id: MigrationId, step: usize) -> Resu
         "leave" if source != target => {
             context.ask(source, AgentRequest::RemoveInstance(context.instance)).await.map(drop)
         }
-        "disk" if resize.grows() => grow(context, target, resize.new.disk_bytes).await,
+        "disk" => {
+            move_disk::bring(context, id).await?;
+            match resize.grows() {
+                true => grow(context, target, resize.new.disk_bytes).await,
+                false => Ok(()),
+            }
+        }
         "network" => {
             context.show(Task::ResizeMigrated).await?;
             let networks = plug_in(context, (source != target).then_some(target)).await?;
@@ -214,6 +220,8 @@ pub(super) async fn undo(context: &Context, id: MigrationId, step: usize) -> Res
             leave_networks(context, target, networks).await;
             Ok(())
         }
+        // The source's is as it was.
+        "disk" if migration.disk_moves => move_disk::take_back(context, &migration).await,
         "disk" if resize.grows() => {
             context.insist(target, AgentRequest::RestoreDisk(instance)).await?;
             // A host that was removed meanwhile has put nothing back.

@@ -5,7 +5,7 @@ use super::confirm_resize::decided;
 use super::live_migrate::{record, target};
 use super::power::GRACE_MS;
 use super::resize_instance::{leave_networks, release_new, resize, start_again, stop, switch};
-use super::{Context, StepError, create_instance, journal, spawn};
+use super::{Context, StepError, create_instance, journal, move_disk, spawn};
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::instance::{Instance, InstanceStatus, Task};
@@ -85,6 +85,7 @@ pub(super) async fn run(context: &Context, id: MigrationId, step: usize) -> Resu
             }
             context.ask(target, AgentRequest::RemoveInstance(instance)).await.map(drop)
         }
+        "disk" if migration.disk_moves => move_disk::take_back(context, &migration).await,
         "disk" if resize.grows() => context.insist(target, AgentRequest::RestoreDisk(instance)).await,
         "switch" => {
             if source == target {

@@ -171,6 +171,7 @@ fn run_receive(args: &ReceiveArgs) -> Result<Told, Box<dyn Error>> {
         wait: Duration::from_secs(args.wait),
         no_clobber: args.no_clobber,
         digests: args.digests,
+        make_folder: false,
     };
     let receiver = Receiver::bind(&identity::read(&common.dir)?, args.listen)?;
     if !common.quiet {

@@ -48,6 +48,8 @@ pub struct ReceiveOrder {
     pub no_clobber: bool,
     /// Leaves the digests of the disk's chunks beside it.
     pub digests: bool,
+    /// Makes the folder that the disk is to be in when a sender has come.
+    pub make_folder: bool,
 }
 
 /// What was received.
@@ -269,6 +271,11 @@ impl<'a> Receiving<'a> {
         progress: &'a (dyn Fn(u64, u64) + Sync),
     ) -> Result<Self, DiskStreamError> {
         let size_bytes = open.source.size_bytes;
+        if order.make_folder
+            && let Some(folder) = order.destination.parent()
+        {
+            std::fs::create_dir_all(folder).map_err(io_error("create", folder))?;
+        }
         let growing = Growing::claim(&order.destination, None, !order.no_clobber, 0o600)?;
         let inode = growing.file.metadata().map_err(io_error("look at", &growing.path))?.ino();
         let subject = Subject::new(open.source, inode, "from another host".to_owned(), CHUNK_BYTES, true);

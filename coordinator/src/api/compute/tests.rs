@@ -292,6 +292,7 @@ impl Scene {
             target: None,
             reservation: None,
             ready: None,
+            disk_moves: false,
             status,
             outcome: None,
             switched_at: None,
