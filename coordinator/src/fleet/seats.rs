@@ -29,8 +29,8 @@ pub(super) enum Holder {
 pub(super) enum Touched {
     Nothing,
     Host(HostId),
-    /// Whose, where it was held before, and whether it is held anywhere now.
-    Held(Holder, Option<HostId>),
+    /// Whose, where it was held before, and what.
+    Held(Holder, Option<(HostId, Reservation)>),
     Labels(BTreeSet<HostId>),
 }
 
@@ -90,7 +90,10 @@ impl Touched {
         before: Option<(HostId, &Reservation)>,
         after: Option<(HostId, &Reservation)>,
     ) -> Self {
-        if before == after { Self::Nothing } else { Self::Held(holder, before.map(|(host, _)| host)) }
+        if before == after {
+            return Self::Nothing;
+        }
+        Self::Held(holder, before.map(|(host, held)| (host, held.clone())))
     }
 
     fn labels(before: Option<&Aggregate>, after: Option<&Aggregate>) -> Self {
@@ -152,13 +155,13 @@ impl Fleet {
         }
     }
 
-    fn settle_holder(&mut self, holder: Holder, before: Option<HostId>) {
+    fn settle_holder(&mut self, holder: Holder, before: Option<(HostId, Reservation)>) {
         let mut roster = std::mem::take(&mut self.seats.roster);
-        if let Some(host) = before {
+        if let Some((host, reservation)) = before {
             if let Some(holders) = self.seats.holders.get_mut(&host) {
                 holders.remove(&holder);
             }
-            roster.recount(host, self.held_on(host));
+            roster.release(host, &reservation, || self.held_on(host));
         }
         if let Some(host) = self.held(holder).map(|(host, _)| host) {
             self.seats.holders.entry(host).or_default().insert(holder);

@@ -148,11 +148,13 @@ impl HostView {
         (self.floating_vcpus, self.floating_memory_mib) = (0, 0);
     }
 
-    /// Counts a reservation in.
-    pub fn add(&mut self, reservation: &Reservation) {
+    /// Counts a reservation in; whether none of its CPUs was held before, so that [`Self::take_off`] undoes it.
+    pub fn add(&mut self, reservation: &Reservation) -> bool {
         let held: CpuSet = reservation.pinned_cpus().collect();
+        let mut alone = true;
         if !held.is_empty() {
             for cell in &mut self.cells {
+                alone &= held.intersection_len(&cell.pinned_cpus) == 0;
                 cell.pinned_cpus.extend_from(&held.intersection(&cell.dedicated_cpus));
             }
         }
@@ -166,9 +168,10 @@ impl HostView {
         }
         self.floating_vcpus = self.floating_vcpus.saturating_add(vcpus);
         self.floating_memory_mib = self.floating_memory_mib.saturating_add(memory_mib);
+        alone
     }
 
-    /// Takes a reservation off, as if it had never been counted in: for trials, when no CPU is held twice.
+    /// Takes a reservation off, as if it had never been counted in: when no CPU is held twice.
     pub(super) fn take_off(&mut self, reservation: &Reservation) {
         let held: CpuSet = reservation.pinned_cpus().collect();
         self.cells.iter_mut().for_each(|cell| cell.pinned_cpus.subtract(&held));

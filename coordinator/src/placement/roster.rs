@@ -34,6 +34,21 @@ struct Seat {
     view: HostView,
     /// The host's cells with nothing on them; hosts of one kind share them.
     empty: Arc<[Cell]>,
+    /// Whether each CPU in use is held once.
+    is_exact: bool,
+}
+
+impl Seat {
+    fn hold(&mut self, reservation: &Reservation) {
+        self.is_exact &= self.view.add(reservation);
+    }
+
+    /// Counts what is held anew.
+    fn recount<'r>(&mut self, held: impl IntoIterator<Item = &'r Reservation>) {
+        self.view.clear(&self.empty);
+        self.is_exact = true;
+        held.into_iter().for_each(|reservation| self.hold(reservation));
+    }
 }
 
 /// The best of what is below.
@@ -162,16 +177,25 @@ impl Roster {
     /// Counts a reservation in.
     pub fn hold(&mut self, host: HostId, reservation: &Reservation) {
         let Some(&at) = self.at.get(&host) else { return };
-        self.seats[at].view.add(reservation);
+        self.seats[at].hold(reservation);
         self.refresh(at);
     }
 
-    /// Counts anew what is held on a host: after something was released.
-    pub fn recount<'r>(&mut self, host: HostId, held: impl IntoIterator<Item = &'r Reservation>) {
+    /// A reservation that was counted in is held no more; `rest` tells all that still is. It is asked only where a CPU was
+    /// held twice: to look up all of a host costs more than to place an instance.
+    pub fn release<'r, I: IntoIterator<Item = &'r Reservation>>(
+        &mut self,
+        host: HostId,
+        reservation: &Reservation,
+        rest: impl FnOnce() -> I,
+    ) {
         let Some(&at) = self.at.get(&host) else { return };
         let seat = &mut self.seats[at];
-        seat.view.clear(&seat.empty);
-        held.into_iter().for_each(|reservation| seat.view.add(reservation));
+        if seat.is_exact {
+            seat.view.take_off(reservation);
+        } else {
+            seat.recount(rest());
+        }
         self.refresh(at);
     }
 
@@ -226,11 +250,11 @@ impl Roster {
         None
     }
 
-    fn seat<'r>(&mut self, mut view: HostView, held: impl IntoIterator<Item = &'r Reservation>) -> Seat {
+    fn seat<'r>(&mut self, view: HostView, held: impl IntoIterator<Item = &'r Reservation>) -> Seat {
         let empty = self.kind(&view.cells);
-        view.clear(&empty);
-        held.into_iter().for_each(|reservation| view.add(reservation));
-        Seat { view, empty }
+        let mut seat = Seat { view, empty, is_exact: true };
+        seat.recount(held);
+        seat
     }
 
     /// These cells as another host has them already, if one has.

@@ -94,11 +94,11 @@ pub(crate) fn durable(size: Size, placements: u64, folder: &Path) -> Result<Valu
     let bed = RefCell::new(bed);
     let (times, left) = (RefCell::new(Vec::new()), Slot::new(placements));
     let client = || async {
+        let config = bed.borrow().config.clone();
         while left.get() > 0 {
             left.set(left.get() - 1);
             let instance = bed.borrow_mut().wanted()?;
             let gone = bed.borrow_mut().one_to_go();
-            let config = bed.borrow().config.clone();
             let started = Instant::now();
             let placed = ledger.change(|fleet| {
                 let (host, reservation) = choose(fleet, &config, &Wish::of(&instance, None, &[]))?;
