@@ -45,6 +45,7 @@ fn copies_on_a_share_are_right_and_what_its_server_refuses_is_told() {
     a_full_and_a_read_only_export_are_told(&lab, &client);
     a_killed_copy_goes_on(&lab, &client, &digest);
     a_far_server_is_worked_with(&lab, &client, &digest);
+    a_server_whose_daemon_is_stopped_is_waited_for(&lab, &client, &digest);
     a_server_that_lost_its_power_is_waited_for(&mut lab, &client, &digest);
 }
 
@@ -110,6 +111,23 @@ fn a_far_server_is_worked_with(lab: &NfsLab, client: &Client, digest: &str) {
     assert!(report["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{report}");
     assert_eq!(&on_server(lab, "/export/xfs/far"), digest);
     ok(lab.server.shell("tc qdisc del dev eth0 root"));
+}
+
+/// As `systemctl stop nfs-server` does: the machine answers, and refuses to be connected to.
+fn a_server_whose_daemon_is_stopped_is_waited_for(lab: &NfsLab, client: &Client, digest: &str) {
+    let words = "/tmp/image /mnt/ext4/stopped";
+    let mut copying =
+        ok(client.vm.spawn(&["sh", "-c", &format!("exec godwit-agent copy -q --bandwidth 8M {words}")]));
+    grown(lab, "/export/ext4/stopped.partial", 16);
+    ok(lab.server.shell("rpc.nfsd 0"));
+    let refused = "while timeout 5 bash -c ': < /dev/tcp/10.9.0.1/2049' 2>/dev/null; do sleep 0.2; done";
+    ok(client.vm.exec(&["timeout", "60", "bash", "-c", refused]));
+    assert!(!ok(lab.server.output(&["test", "-e", "/export/ext4/stopped"])).success());
+    lab.start_daemon();
+    let output = ok(copying.wait(PATIENCE));
+    assert!(output.success(), "{output:?}");
+    assert_eq!(&on_server(lab, "/export/ext4/stopped"), digest);
+    client.shell("rm /mnt/ext4/stopped");
 }
 
 /// The client claims its locks again, and what the server had not yet on its disk is sent anew.

@@ -36,6 +36,10 @@ done > /etc/exports
 exportfs -ra
 nfsdcld
 echo 1048576 > /proc/fs/nfsd/max_block_size
+";
+
+/// The server's threads begin to serve.
+const START_DAEMON: &str = "
 # The kernel waits for nfsdcld for a quarter of a second, which under emulation is short; what it takes instead knows
 # nobody after a loss of power.
 rpc.nfsd -N 3 -G 10 -L 10 4
@@ -43,7 +47,6 @@ until dmesg | grep 'NFSD: Using' | tail -n 1 | grep -q nfsdcld; do
   rpc.nfsd 0
   rpc.nfsd -N 3 -G 10 -L 10 4
 done
-rpc.mountd -N 3
 ";
 
 /// The server and its wire.
@@ -94,6 +97,13 @@ impl NfsLab {
     /// Lets the server export; also after a loss of power.
     pub(crate) fn serve(&self) {
         self.server.shell(SERVE).expect("the server exports");
+        self.start_daemon();
+        self.server.shell("rpc.mountd -N 3").expect("the server lets mount");
+    }
+
+    /// Lets the server's threads serve what is exported; also after they were stopped.
+    pub(crate) fn start_daemon(&self) {
+        self.server.shell(START_DAEMON).expect("the server serves");
     }
 }
 
