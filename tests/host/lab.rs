@@ -151,7 +151,8 @@ fn a_cut_link_carries_nothing_until_it_is_healed() {
     lab.cut_link(lab.host(1)).expect("is cut");
     assert!(!ping("1").status.success());
     lab.heal_link(lab.host(1)).expect("is healed");
-    assert!(ping("5").status.success());
+    // The kernel tells of a carrier up to a second late, and a packet before that is lost.
+    lab.host(2).wait("an answer over the healed link", || Ok(ping("1").status.success())).expect("it comes");
 }
 
 #[test]
