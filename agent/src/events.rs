@@ -72,19 +72,8 @@ impl Events {
 
     /// Queues what became just now of the pool in the folder `pool`.
     pub fn push_pool(&self, kind: EventKind, pool: &Path) {
-        self.push(vec![HostEvent {
-            sequence: 0,
-            at_ms: unix_ms(),
-            kind,
-            vni: 0,
-            tap: None,
-            mac: None,
-            owner: None,
-            address: None,
-            peer: None,
-            reason: None,
-            pool: Some(pool.to_string_lossy().into_owned()),
-        }]);
+        let pool = pool.to_string_lossy().into_owned();
+        self.push(vec![HostEvent::of_pool(kind, unix_ms(), pool)]);
     }
 
     /// The oldest events, which stay until [`Self::taken`]; waits until there are some.

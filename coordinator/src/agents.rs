@@ -33,7 +33,6 @@ pub struct Agents {
 }
 
 /// A host's channel.
-#[derive(Clone)]
 struct Channel {
     connection: Connection,
     /// When the newest certificate ends that the host has, in seconds since 1970.

@@ -58,19 +58,7 @@ impl Events {
 
     /// Keeps what the coordinator itself has found at `at_ms`, about the pool `pool`.
     pub fn note(&self, at_ms: u64, kind: EventKind, pool: String, reason: String) {
-        let event = HostEvent {
-            sequence: 0,
-            at_ms,
-            kind,
-            vni: 0,
-            tap: None,
-            mac: None,
-            owner: None,
-            address: None,
-            peer: None,
-            reason: Some(reason),
-            pool: Some(pool),
-        };
+        let event = HostEvent { reason: Some(reason), ..HostEvent::of_pool(kind, at_ms, pool) };
         self.kept().push(COORDINATOR, event);
     }
 

@@ -90,6 +90,25 @@ pub struct HostEvent {
     pub pool: Option<String>,
 }
 
+impl HostEvent {
+    /// What became at `at_ms` of the pool in the folder `pool`. Its number is given when it is queued.
+    pub fn of_pool(kind: EventKind, at_ms: u64, pool: String) -> Self {
+        Self {
+            sequence: 0,
+            at_ms,
+            kind,
+            vni: 0,
+            tap: None,
+            mac: None,
+            owner: None,
+            address: None,
+            peer: None,
+            reason: None,
+            pool: Some(pool),
+        }
+    }
+}
+
 /// Events in their order. A batch may be told twice; its events have the same numbers then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventBatch {
