@@ -3,14 +3,14 @@
 use crate::calls::{Answer, ProgressSink};
 use crate::crash::{self, Side};
 use crate::host::Host;
-use crate::hypervisor::{Cancel, DomainContext, Hypervisor, chain};
+use crate::hypervisor::{Cancel, DomainContext, Hypervisor};
 use crate::identity::HostIdentity;
 use crate::migration::Migrations;
 use crate::moves::DiskMoves;
 use crate::report::{Reporter, Told};
 use crate::reservations::ReserveError;
 use crate::state::State;
-use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::error::{ErrorKind, RequestError, chain};
 use godwit_protocol::id::{HostId, InstanceId};
 use godwit_protocol::instance::{InstanceSpec, InstanceState};
 use godwit_protocol::migration::MigrationSource;
@@ -289,7 +289,7 @@ impl Agent {
 }
 
 fn not_kept(error: crate::state::StateError) -> RequestError {
-    RequestError::new(ErrorKind::Unavailable, crate::hypervisor::chain(&error))
+    RequestError::new(ErrorKind::Unavailable, godwit_protocol::error::chain(&error))
 }
 
 #[cfg(test)]

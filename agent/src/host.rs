@@ -114,5 +114,5 @@ pub fn page_kib() -> u64 {
 }
 
 fn unreadable(error: crate::inventory::InventoryError) -> RequestError {
-    RequestError::new(ErrorKind::Unavailable, crate::hypervisor::chain(&error))
+    RequestError::new(ErrorKind::Unavailable, godwit_protocol::error::chain(&error))
 }

@@ -264,30 +264,6 @@ impl From<HypervisorError> for RequestError {
             HypervisorError::Cancelled => ErrorKind::Cancelled,
             HypervisorError::Failed { .. } => ErrorKind::Internal,
         };
-        RequestError::new(kind, crate::hypervisor::chain(&error))
+        RequestError::new(kind, godwit_protocol::error::chain(&error))
     }
-}
-
-/// An error and its sources in one line, for the edge of the process. Names of files may hold any character; those
-/// that control a terminal or begin a line are escaped.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    match text.contains(char::is_control) {
-        true => text.chars().flat_map(escape_control).collect(),
-        false => text,
-    }
-}
-
-fn escape_control(character: char) -> impl Iterator<Item = char> {
-    let (escaped, plain) = match character.is_control() {
-        true => (Some(character.escape_default()), None),
-        false => (None, Some(character)),
-    };
-    escaped.into_iter().flatten().chain(plain)
 }

@@ -1,8 +1,7 @@
 //! Who the host is while its agent runs: read once, shown everywhere, its certificate exchanged before it ends.
 
-use crate::hypervisor::chain;
 use crate::state::{IdentityPaths, StateError, write_atomic};
-use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::error::{ErrorKind, RequestError, chain};
 use godwit_protocol::id::HostId;
 use godwit_protocol::quic::{ChannelError, Identity, host_name};
 use prometheus::{IntGauge, Registry};

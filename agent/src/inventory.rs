@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::kernel_numbers::digits;
 use cpuinfo::CpuInfo;
 use godwit_protocol::host::{Cell, CoreKind, Cpu, PagePool};
 use thiserror::Error;
-use tree::{Tree, digits};
+use tree::Tree;
 
 /// The ordinary page size of most machines, in KiB; taken for trees of other machines, which do not tell theirs.
 pub const ORDINARY_PAGE_KIB: u64 = 4;

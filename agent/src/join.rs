@@ -1,8 +1,8 @@
 //! How a host becomes one of the fleet: a one-time token, a key of its own, a certificate from the coordinator's CA.
 
 use crate::config::{self, ConfigError};
-use crate::hypervisor::chain;
 use crate::state::{IdentityPaths, StateError, lock, write_atomic};
+use godwit_protocol::error::chain;
 use godwit_protocol::id::HostId;
 use godwit_protocol::quic::{Identity, host_name};
 use godwit_protocol::request::{JoinReply, JoinRequest};

@@ -20,6 +20,7 @@ pub mod identity;
 pub mod instances;
 pub mod inventory;
 pub mod join;
+mod kernel_numbers;
 pub mod locality;
 pub mod metrics;
 pub mod migration;

@@ -4,8 +4,8 @@
 //! socket's path is the same on both: the source listens on it, and on the target QEMU does.
 
 use crate::datapath::stream::{Carried, Destination, Session, Sockets, StreamError, Streams};
-use crate::hypervisor::{Cancel, DomainContext, Hypervisor, HypervisorError, MigrationRoute, chain};
-use godwit_protocol::error::{ErrorKind, RequestError};
+use crate::hypervisor::{Cancel, DomainContext, Hypervisor, HypervisorError, MigrationRoute};
+use godwit_protocol::error::{ErrorKind, RequestError, chain};
 use godwit_protocol::id::{HostId, InstanceId, MigrationId};
 use godwit_protocol::migration::{MigrationOutcome, MigrationSource, MigrationTarget, TargetReady};
 use godwit_protocol::operation::Progress;

@@ -82,7 +82,7 @@ impl Reporter {
                 return Ok(None);
             }
         }
-        let unavailable = |e| RequestError::new(ErrorKind::Unavailable, crate::hypervisor::chain(&e));
+        let unavailable = |e| RequestError::new(ErrorKind::Unavailable, godwit_protocol::error::chain(&e));
         report.generation = self.state.next_generation().map_err(unavailable)?;
         self.note_cells(&report);
         self.inventory_digest.store(digest(&report.inventory), Ordering::Release);

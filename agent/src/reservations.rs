@@ -127,7 +127,7 @@ impl ReserveError {
 
 impl From<ReserveError> for RequestError {
     fn from(error: ReserveError) -> Self {
-        let text = crate::hypervisor::chain(&error);
+        let text = godwit_protocol::error::chain(&error);
         match (error.refusal(), error) {
             (Some(refusal), _) => RequestError::refused(text, refusal),
             (None, ReserveError::NotBeside(_)) => RequestError::new(ErrorKind::Conflict, text),

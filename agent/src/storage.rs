@@ -20,8 +20,7 @@ pub use mount::{Outage, Share};
 pub use moves::Seen;
 pub use watch::PoolChange;
 
-use crate::hypervisor::chain;
-use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::error::{ErrorKind, RequestError, chain};
 use godwit_protocol::id::HostId;
 use std::path::{Path, PathBuf};
 

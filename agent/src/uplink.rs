@@ -4,10 +4,9 @@
 
 use crate::calls::{CallState, Calls};
 use crate::events::Events;
-use crate::hypervisor::chain;
 use crate::report::Reporter;
 use godwit_protocol::VERSION;
-use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::error::{ErrorKind, RequestError, chain};
 use godwit_protocol::event::{AgentNote, EventBatch};
 use godwit_protocol::id::HostId;
 use godwit_protocol::operation::Progress;

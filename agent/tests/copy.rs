@@ -1,10 +1,9 @@
 //! `godwit-agent copy` as people run it: killed at any moment, asked for what cannot be, read by scripts.
 
 use godwit_agent::datapath::Stalls;
-use godwit_agent::datapath::copy::journal;
+use godwit_agent::datapath::copy::{journal, partial};
 use godwit_agent::datapath::worker::{CopyOrder, Options, Worker};
 use godwit_agent::hypervisor::Cancel;
-use godwit_agent::storage::dir::partial;
 use godwit_protocol::error::ErrorKind;
 use godwit_protocol::image::DiskFormat;
 use nix::sys::signal::{Signal, kill};

@@ -61,7 +61,7 @@ impl Command {
                     None => String::new(),
                 };
                 let mut migrations = MIGRATION.list(&app.session, &query)?;
-                migrations.sort_by_key(|migration| migration["id"].as_u64());
+                migrations.sort_by_key(number);
                 app.output.list(&migrations, COLUMNS, "id")
             }
             Command::Show { migration } => {
@@ -93,6 +93,17 @@ pub(crate) fn ending(migration: &Value) -> Option<Ending> {
         "error" | "failed" => Some(Ending::Failed),
         _ => None,
     }
+}
+
+/// A server's newest migration.
+pub(crate) fn newest(app: &App, server: &str) -> Result<Option<Value>> {
+    let migrations = MIGRATION.list(&app.session, &format!("instance_uuid={server}"))?;
+    Ok(migrations.into_iter().max_by_key(number))
+}
+
+/// Its number; 0 in an answer that has none.
+pub(crate) fn number(migration: &Value) -> u64 {
+    migration["id"].as_u64().unwrap_or(0)
 }
 
 /// The migration as the operator API tells it, with what was measured; else as the compute API does.

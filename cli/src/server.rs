@@ -259,6 +259,13 @@ fn fault(server: &Value) -> Option<String> {
     }
 }
 
+/// Why a migration or a resize of the server failed, as far as the caller may know; `record` is the migration's.
+fn reason(record: Option<&Value>, server: &Value, id: &str) -> String {
+    let told = record.and_then(|record| record["error"].as_str().map(str::to_owned));
+    told.or_else(|| fault(server))
+        .unwrap_or_else(|| format!("for the reason see: godwit operation list --server {id}"))
+}
+
 fn state(server: &Value) -> String {
     match server["OS-EXT-STS:task_state"].as_str() {
         Some(task) => format!("{}, {task}", cell(&server["status"])),

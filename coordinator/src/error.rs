@@ -65,15 +65,3 @@ impl Error {
         Self::NotFound { noun, key: key.to_string() }
     }
 }
-
-/// An error and its causes in one line, as logs and the process's last words print it.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

@@ -3,9 +3,9 @@
 use crate::app::Shared;
 use crate::ca::{self, Ca, RENEW_BEFORE};
 use crate::config::Config;
-use crate::error::chain;
 use crate::init::{self, InitError};
 use crate::ledger::now;
+use godwit_protocol::error::chain;
 use godwit_protocol::id::HostId;
 use godwit_protocol::quic::{ChannelError, Identity, ends_at};
 use godwit_protocol::request::AgentRequest;

@@ -60,3 +60,27 @@ impl RequestError {
         self.kind == ErrorKind::Unavailable
     }
 }
+
+/// An error and its sources in one line, as logs and a process's last words print it. Names of files may hold any character;
+/// those that control a terminal or begin a line are escaped.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    match text.contains(char::is_control) {
+        true => text.chars().flat_map(escape_control).collect(),
+        false => text,
+    }
+}
+
+fn escape_control(character: char) -> impl Iterator<Item = char> {
+    let (escaped, plain) = match character.is_control() {
+        true => (Some(character.escape_default()), None),
+        false => (None, Some(character)),
+    };
+    escaped.into_iter().flatten().chain(plain)
+}

@@ -11,7 +11,7 @@ mod verify;
 pub use error::CopyError;
 pub(super) use error::io_error;
 pub(super) use growing::Growing;
-pub use growing::journal;
+pub use growing::{journal, partial};
 pub use order::{CopyOrder, CopyReport, Options, Phases};
 
 use super::choice::Method;
@@ -83,9 +83,7 @@ pub(super) fn publish(
     whole: &Whole,
 ) -> Result<Option<String>, CopyError> {
     let path = digests::beside(destination);
-    let mut unfinished = path.clone().into_os_string();
-    unfinished.push(".partial");
-    let unfinished = Path::new(&unfinished);
+    let unfinished = &partial(&path);
     let remove = |path: &Path| match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
         _ => Ok(()),

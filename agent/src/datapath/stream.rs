@@ -271,7 +271,7 @@ async fn accept_all(listener: TcpListener, acceptor: TlsAcceptor, awaited: Await
                 let (acceptor, awaited, carried) = (acceptor.clone(), awaited.clone(), carried.clone());
                 tokio::spawn(async move {
                     if let Err(error) = accept_one(stream, acceptor, &awaited, carried).await {
-                        tracing::warn!(%peer, "a stream was not accepted: {}", crate::hypervisor::chain(&error));
+                        tracing::warn!(%peer, "a stream was not accepted: {}", godwit_protocol::error::chain(&error));
                     }
                     drop(permit);
                 });
@@ -352,7 +352,7 @@ async fn send_all(listener: UnixListener, channel: Channel, route: Arc<Route>, a
                     }
                 }
                 Err(error) => {
-                    route.fail(channel, &format!("no stream: {}", crate::hypervisor::chain(&error)));
+                    route.fail(channel, &format!("no stream: {}", godwit_protocol::error::chain(&error)));
                 }
             }
         });

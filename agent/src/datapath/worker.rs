@@ -4,10 +4,9 @@
 //! dies with the agent: an orphan would go on writing to a disk whose fate somebody else decides by then.
 
 use super::command::CopyArgs;
-use super::copy::{self, CopyReport, journal};
+use super::copy::{self, CopyReport, journal, partial};
 use super::stalls::Stalls;
 use crate::hypervisor::Cancel;
-use crate::storage::dir::partial;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;

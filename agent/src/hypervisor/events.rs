@@ -1,9 +1,8 @@
 //! The connection to libvirtd: one thread opens it, opens it again whenever it is gone, and passes events on.
 
 use super::library;
-use super::libvirt::said;
 use super::raw::{self, Subscription};
-use super::{Event, HypervisorError, Listener};
+use super::{Cause, Event, HypervisorError, Listener};
 use godwit_protocol::id::InstanceId;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -184,4 +183,9 @@ fn look_after(link: Weak<Link>) {
             drop(link.changed.wait_timeout(state, LOOK_EVERY));
         }
     }
+}
+
+/// libvirt's words, without the codes that its error prints beside them.
+pub(super) fn said(error: &Error) -> Cause {
+    error.message().into()
 }

@@ -1,11 +1,11 @@
 //! libvirt's QEMU driver: domains, their states, and live migration.
 
 use super::domain_xml::{self, Emulator, domain_name};
-use super::events::Link;
+use super::events::{Link, said};
 use super::raw::{self, JobFigures};
 use super::{
-    Cancel, Cause, DomainContext, Hypervisor, HypervisorError, Listener, MigrationRoute, Virtualization,
-    kvm_proof, pins,
+    Cancel, DomainContext, Hypervisor, HypervisorError, Listener, MigrationRoute, Virtualization, kvm_proof,
+    pins,
 };
 use godwit_protocol::host::HypervisorInfo;
 use godwit_protocol::id::InstanceId;
@@ -495,11 +495,6 @@ fn refused(action: &'static str, instance: InstanceId, error: &Error) -> Hypervi
         Some(ErrorNumber::OperationAborted) => HypervisorError::Cancelled,
         _ => HypervisorError::Failed { action, instance, source: said(error) },
     }
-}
-
-/// libvirt's words, without the codes that its error prints beside them.
-pub(super) fn said(error: &Error) -> Cause {
-    error.message().into()
 }
 
 fn is(error: &Error, code: ErrorNumber) -> bool {

@@ -1,7 +1,7 @@
 //! Which CPUs an instance's threads may run on: what its reservation means on this host. The domain's description is
 //! written from it, and what really runs is held against it.
 
-use crate::guest_process::parse_list;
+use crate::kernel_numbers::parse_list;
 use godwit_protocol::host::Cell;
 use godwit_protocol::instance::Tuning;
 use godwit_protocol::reservation::Reservation;

@@ -1,7 +1,7 @@
 //! `/proc/cpuinfo`, where sysfs tells nothing of CPUs: every architecture writes another one.
 
 use super::UNTOLD;
-use super::tree::{MAX_NUMBER, digits};
+use crate::kernel_numbers::{MAX_NUMBER, digits};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is told of one CPU.

@@ -1,6 +1,7 @@
 //! A machine's tree, read without ever leaving it: links in it are followed as if its root were `/`.
 
 use super::InventoryError;
+use crate::kernel_numbers::{MAX_NUMBER, digits, parse_list, parse_mask};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
@@ -9,9 +10,6 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-
-/// The highest CPU or node number that is believed: more than any kernel counts.
-pub(super) const MAX_NUMBER: u32 = 65_535;
 
 /// The longest file that is read, in bytes. `/proc/cpuinfo` of a machine with 8192 CPUs is the longest by far.
 const MAX_FILE: u64 = 64 << 20;
@@ -115,35 +113,4 @@ impl<'r> Tree<'r> {
         let number = |name: &String| digits(name.strip_prefix(prefix)?);
         Ok(names.iter().filter_map(number).filter(|&number| number <= MAX_NUMBER).collect())
     }
-}
-
-/// A number as the kernel writes it: digits only.
-pub(super) fn digits<T: std::str::FromStr>(text: &str) -> Option<T> {
-    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    plain.then(|| text.parse().ok()).flatten()
-}
-
-/// `0-3,8`, as the kernel writes it; empty for the empty set.
-fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
-    let mut set = BTreeSet::new();
-    for item in text.trim().split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let (first, last) = item.split_once('-').unwrap_or((item, item));
-        let (first, last): (u32, u32) = (digits(first)?, digits(last)?);
-        if first > last || last > MAX_NUMBER {
-            return None;
-        }
-        set.extend(first..=last);
-    }
-    Some(set)
-}
-
-/// `000000ff,ffffffff`, as the kernel writes it: the rightmost word holds the numbers from 0 to 31.
-fn parse_mask(text: &str) -> Option<BTreeSet<u32>> {
-    let mut set = BTreeSet::new();
-    for (index, word) in text.trim().rsplit(',').enumerate() {
-        let bits = u32::from_str_radix(word.trim(), 16).ok()?;
-        let base = u32::try_from(index).ok()?.checked_mul(32).filter(|&base| base <= MAX_NUMBER)?;
-        set.extend((0..32).filter(|bit| bits & (1 << bit) != 0).map(|bit| base + bit));
-    }
-    Some(set)
 }

@@ -82,7 +82,7 @@ impl Keeper {
     fn prune(&self) {
         let keep = self.wanted.all().iter().flat_map(ports).collect();
         if let Err(error) = self.network.prune_taps(&keep) {
-            tracing::error!("a tap is left: {}", crate::hypervisor::chain(&error));
+            tracing::error!("a tap is left: {}", godwit_protocol::error::chain(&error));
         }
     }
 
@@ -106,7 +106,7 @@ impl Keeper {
                 tracing::error!(
                     vni = wanted.vni,
                     "a network is not as wanted: {}",
-                    crate::hypervisor::chain(&error)
+                    godwit_protocol::error::chain(&error)
                 );
             }
         }
@@ -124,7 +124,10 @@ impl Keeper {
         let found = match self.network.observe() {
             Ok(found) => found,
             Err(error) => {
-                return tracing::error!("networks are not looked at: {}", crate::hypervisor::chain(&error));
+                return tracing::error!(
+                    "networks are not looked at: {}",
+                    godwit_protocol::error::chain(&error)
+                );
             }
         };
         let found: BTreeMap<u32, NetworkReported> = found.into_iter().map(|n| (n.vni, n)).collect();
@@ -137,7 +140,7 @@ impl Keeper {
             match self.network.ensure(&wanted) {
                 Ok(changes) => self.count(vni, changes),
                 Err(error) => {
-                    let error = crate::hypervisor::chain(&error);
+                    let error = godwit_protocol::error::chain(&error);
                     tracing::error!(vni, "a network cannot be repaired: {error}");
                 }
             }
@@ -188,5 +191,5 @@ fn agrees(wanted: &NetworkWanted, found: &NetworkReported) -> bool {
 }
 
 fn not_kept(error: StateError) -> RequestError {
-    RequestError::new(ErrorKind::Unavailable, crate::hypervisor::chain(&error))
+    RequestError::new(ErrorKind::Unavailable, godwit_protocol::error::chain(&error))
 }

@@ -37,7 +37,9 @@ impl WantedNetworks {
             match read_json::<NetworkWanted>(&path) {
                 Ok(Some(wanted)) => drop(networks.insert(wanted.vni, wanted)),
                 Ok(None) => {}
-                Err(error) => tracing::warn!("a network is forgotten: {}", crate::hypervisor::chain(&error)),
+                Err(error) => {
+                    tracing::warn!("a network is forgotten: {}", godwit_protocol::error::chain(&error))
+                }
             }
         }
         Ok(Self { folder, networks: Mutex::new(networks) })

@@ -6,8 +6,9 @@
 //! deleting the image nor clearing the cache takes anything from it, and the number of links tells whether an entry
 //! is in use. An entry's last use is its inode's change time, which each new link moves.
 
-use super::folder::{create_folder, is_file, partial, remove_file};
+use super::folder::{create_folder, is_file, remove_file};
 use super::{InstancePaths, StorageError, io_error};
+use crate::datapath::copy::partial;
 use godwit_protocol::id::{ImageId, InstanceId};
 use godwit_protocol::image::DiskFormat;
 use serde::{Deserialize, Serialize};

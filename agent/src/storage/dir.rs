@@ -10,7 +10,7 @@ use super::watch::Watched;
 use super::{Gate, StorageError};
 use crate::config_drive;
 use crate::datapath::Stalls;
-use crate::datapath::copy::{CopyReport, journal};
+use crate::datapath::copy::{CopyReport, journal, partial};
 use crate::datapath::digests;
 use crate::datapath::worker::{CopyOrder, Options, Worker};
 use crate::hypervisor::Cancel;
@@ -29,8 +29,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-pub use super::folder::{PARTIAL, partial};
 
 /// How long a small call may take: a server that restarts is back within this.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -508,7 +506,7 @@ impl Pool {
     /// [`StorageError::Invalid`] when it cannot be built, [`StorageError::Unreachable`], [`StorageError::Io`].
     pub fn write_config_drive(&self, spec: &InstanceSpec) -> Result<(), StorageError> {
         let image = config_drive::build(spec)
-            .map_err(|error| StorageError::Invalid(crate::hypervisor::chain(&error)))?;
+            .map_err(|error| StorageError::Invalid(godwit_protocol::error::chain(&error)))?;
         let image = STANDARD.encode(image);
         self.touch(PATIENCE, Ask::ConfigDrive { instance: spec.instance, image }).map(drop)
     }

@@ -4,7 +4,7 @@
 use super::lease::{self, LeaseCall};
 use super::mount::{self, Share};
 use super::{InstancePaths, StorageError, base, grow, io_error, moves};
-use crate::datapath::copy::journal;
+use crate::datapath::copy::{journal, partial};
 use crate::datapath::digests::{self, Digests};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,21 +17,10 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Most of a console log that is read, in bytes.
 const MAX_CONSOLE_BYTES: u64 = 1 << 20;
-
-/// Ending of files that are not whole yet.
-pub const PARTIAL: &str = "partial";
-
-/// The name under which a file grows.
-pub fn partial(path: &Path) -> PathBuf {
-    path.with_extension(match path.extension() {
-        Some(extension) => format!("{}.{PARTIAL}", extension.to_string_lossy()),
-        None => PARTIAL.to_owned(),
-    })
-}
 
 /// One thing to do in the folder `pool`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -6,10 +6,11 @@
 //! larger one.
 
 use super::base::run;
-use super::dir::{PATIENCE, partial};
+use super::dir::PATIENCE;
 use super::folder::{Ask, Told, is_file, remove_file};
 use super::{InstancePaths, Pool, StorageError, io_error};
 use crate::datapath::copy::journal;
+use crate::datapath::copy::partial;
 use crate::datapath::worker::{CopyOrder, Options};
 use crate::hypervisor::Cancel;
 use godwit_protocol::id::InstanceId;

@@ -7,8 +7,7 @@
 
 use super::StorageError;
 use super::folder::{Ask, Told, act};
-use crate::hypervisor::chain;
-use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::error::{ErrorKind, RequestError, chain};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;

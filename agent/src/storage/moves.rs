@@ -7,9 +7,10 @@
 //! itself, and the mark's name can be in no cache.
 
 use super::dir::{PATIENCE, Pool};
-use super::folder::{Ask, Told, create_folder, is_file, partial, remove_file};
+use super::folder::{Ask, Told, create_folder, is_file, remove_file};
 use super::lease::{self, LeaseCall};
 use super::{InstancePaths, StorageError, io_error};
+use crate::datapath::copy::partial;
 use godwit_protocol::disk::{DiskArrival, DiskMark};
 use godwit_protocol::id::{HostId, InstanceId};
 use serde::{Deserialize, Serialize};

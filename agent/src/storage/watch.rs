@@ -3,7 +3,7 @@
 
 use super::folder::Sizes;
 use super::{Pool, StorageError};
-use crate::hypervisor::chain;
+use godwit_protocol::error::chain;
 use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
 use std::fmt;
 use std::path::{Path, PathBuf};

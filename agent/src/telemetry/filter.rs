@@ -224,7 +224,7 @@ impl PortFilter {
         let taps: Vec<(String, ())> = self.lock().wanted.keys().map(|tap| (tap.clone(), ())).collect();
         let set_up = each_present(taps, |tap, index, ()| self.lock().set_up_tap(tap, index));
         if let Err(error) = set_up.and(self.lock().forget_gone()) {
-            tracing::error!("a port is not filtered as wanted: {}", crate::hypervisor::chain(&error));
+            tracing::error!("a port is not filtered as wanted: {}", godwit_protocol::error::chain(&error));
         }
     }
 

@@ -1,11 +1,11 @@
 //! `godwit server migrate`: a migration, live or cold, watched to its end.
 
-use super::{Waiting, fault, resize, title};
+use super::{Waiting, reason, resize, title};
 use crate::App;
 use crate::error::{Error, Result};
 use crate::migration::{self, Ending};
 use crate::output::{Format, cell};
-use crate::resource::{MIGRATION, SERVER, id};
+use crate::resource::{SERVER, id};
 use crate::session::Service;
 use crate::wait::{Look, Wait};
 use clap::Args;
@@ -37,7 +37,7 @@ impl Migrate {
             let action = json!({"migrate": self.host.map(|host| json!({"host": host}))});
             return resize::change(app, &server, &action, "migrating", &self.waiting);
         }
-        let before = newest(app, &server_id)?.map_or(0, |migration| number(&migration));
+        let before = migration::newest(app, &server_id)?.map_or(0, |migration| migration::number(&migration));
         let action = json!({"os-migrateLive": {"host": self.host, "block_migration": "auto"}});
         app.session.post(Service::Compute, &format!("/servers/{server_id}/action"), &action)?;
         if !self.waiting.wait {
@@ -54,10 +54,7 @@ impl Migrate {
                 cell(&moved["OS-EXT-SRV-ATTR:host"])
             ))),
             _ => {
-                let reason = record["error"].as_str().map(str::to_owned).or_else(|| fault(&moved));
-                let reason = reason.unwrap_or_else(|| {
-                    format!("for the reason see: godwit operation list --server {server_id}")
-                });
+                let reason = reason(Some(&record), &moved, &server_id);
                 Err(Error::Failed(format!(
                     "the migration of {} failed, it is {} on {}: {reason}",
                     title(&moved),
@@ -74,14 +71,15 @@ impl Migrate {
         let look = format!("godwit migration list --server {server_id}");
         let bar = app.progress.bytes(&format!("migrating {}", title(server)), Some(0));
         let migration = Wait { what: &what, look, timeout: self.waiting.timeout() }.run(&bar, || {
-            let Some(migration) = newest(app, server_id)?.filter(|migration| number(migration) > before)
+            let Some(migration) =
+                migration::newest(app, server_id)?.filter(|migration| migration::number(migration) > before)
             else {
                 return Ok(Look::Not("accepted".into()));
             };
             if migration::ending(&migration).is_some() {
                 return Ok(Look::Done(migration));
             }
-            show_progress(app, server_id, number(&migration), &bar);
+            show_progress(app, server_id, migration::number(&migration), &bar);
             Ok(Look::Not(cell(&migration["status"])))
         })?;
         // The record ends an instant before the server's own state does.
@@ -111,15 +109,6 @@ fn show_progress(app: &App, server: &str, migration: u64, bar: &ProgressBar) {
     let remaining = migration["memory_remaining_bytes"].as_u64().unwrap_or(total);
     bar.set_length(total);
     bar.set_position(total.saturating_sub(remaining));
-}
-
-pub(super) fn newest(app: &App, server: &str) -> Result<Option<Value>> {
-    let migrations = MIGRATION.list(&app.session, &format!("instance_uuid={server}"))?;
-    Ok(migrations.into_iter().max_by_key(number))
-}
-
-fn number(migration: &Value) -> u64 {
-    migration["id"].as_u64().unwrap_or(0)
 }
 
 fn report(app: &App, server: &Value, record: &Value) -> Result<()> {

@@ -1,7 +1,6 @@
 //! `godwit server resize`: another flavor, and the decision whether it stays.
 
-use super::migrate::newest;
-use super::{ROWS, Waiting, act, fault, title};
+use super::{ROWS, Waiting, act, reason, title};
 use crate::App;
 use crate::error::{Error, Result};
 use crate::migration;
@@ -96,19 +95,12 @@ pub(super) fn change(
     if server["status"] == "VERIFY_RESIZE" {
         return app.output.object(&server, ROWS, "id");
     }
+    let record =
+        migration::newest(app, &server_id).ok().flatten().map(|newest| migration::record(app, &newest));
     Err(Error::Failed(format!(
         "{doing} {} failed, it is {} as before: {}",
         title(&server),
         cell(&server["status"]),
-        reason(app, &server, &server_id),
+        reason(record.as_ref(), &server, &server_id),
     )))
-}
-
-/// Why it failed, as far as the caller may know.
-fn reason(app: &App, server: &Value, id: &str) -> String {
-    let migration = newest(app, id).ok().flatten();
-    let record = migration.map(|migration| migration::record(app, &migration));
-    let told = record.and_then(|record| record["error"].as_str().map(str::to_owned));
-    told.or_else(|| fault(server))
-        .unwrap_or_else(|| format!("for the reason see: godwit operation list --server {id}"))
 }

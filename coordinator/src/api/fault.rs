@@ -163,7 +163,7 @@ impl From<Error> for Fault {
             Error::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Error::Store(_) | Error::Pool { .. } => {
                 // The user's text says what failed; why is the operators' business.
-                tracing::error!(error = crate::error::chain(&error), "a request failed");
+                tracing::error!(error = godwit_protocol::error::chain(&error), "a request failed");
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };

@@ -2,7 +2,8 @@
 //! kept until the image is deleted or the coordinator ends.
 
 use super::download::Broken;
-use crate::error::{Error, chain};
+use crate::error::Error;
+use godwit_protocol::error::chain;
 use godwit_protocol::id::ImageId;
 use std::collections::BTreeMap;
 use std::io;

@@ -154,7 +154,7 @@ impl From<CopyError> for RequestError {
             | E::Grow(_)
             | E::Io { .. } => ErrorKind::Internal,
         };
-        RequestError::new(kind, crate::hypervisor::chain(&error))
+        RequestError::new(kind, godwit_protocol::error::chain(&error))
     }
 }
 

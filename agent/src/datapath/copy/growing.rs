@@ -2,7 +2,6 @@
 //! keeps a second copy to the same name away; a kill leaves it, with its journal, to the next attempt.
 
 use super::error::{CopyError, io_error};
-use crate::storage::dir::partial;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::ffi::OsStr;
@@ -27,6 +26,14 @@ pub(in crate::datapath) struct Growing {
     overwrite: bool,
     /// Whether dropping it leaves it.
     keep: bool,
+}
+
+/// The name under which a file grows.
+pub fn partial(path: &Path) -> PathBuf {
+    path.with_extension(match path.extension() {
+        Some(extension) => format!("{}.partial", extension.to_string_lossy()),
+        None => "partial".to_owned(),
+    })
 }
 
 /// The journal of a growing file.

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::datapath::ordered::Checksum;
-use crate::storage::dir::partial;
 use crate::storage::qcow2::{Header, HeaderError};
 use godwit_protocol::error::{ErrorKind, RequestError};
 use std::os::unix::fs::{FileExt, symlink};

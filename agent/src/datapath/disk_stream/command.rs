@@ -3,8 +3,8 @@
 use super::{CONNECTIONS, DiskStreamError, PORT, ReceiveOrder, Receiver, SendOrder, send};
 use crate::datapath::command::{Bar, parse_bytes, size};
 use crate::datapath::kernel::keep_freed_memory;
-use crate::hypervisor::chain;
 use crate::identity;
+use godwit_protocol::error::chain;
 use std::error::Error;
 use std::io::Read;
 use std::net::SocketAddr;

@@ -129,7 +129,7 @@ impl Receiver {
                             // Nobody waits any more: it is over.
                             Ok(stream) => drop(opened.try_send(stream)),
                             Err(error) => {
-                                let why = crate::hypervisor::chain(&error);
+                                let why = godwit_protocol::error::chain(&error);
                                 tracing::warn!(%peer, "a sender was sent away: {why}");
                             }
                         }
@@ -212,14 +212,14 @@ impl Receiver {
         let receiving = match Receiving::begin(order, &open, progress) {
             Ok(receiving) => receiving,
             Err(error) => {
-                let _ = write_frame(&mut first, &Answer::Refused(crate::hypervisor::chain(&error)));
+                let _ = write_frame(&mut first, &Answer::Refused(godwit_protocol::error::chain(&error)));
                 return Err(error);
             }
         };
         let outcome = receiving.run(&mut first, &open, queue);
         let told = match &outcome {
             Ok(_) => Outcome::Published,
-            Err(error) => Outcome::Failed(crate::hypervisor::chain(error)),
+            Err(error) => Outcome::Failed(godwit_protocol::error::chain(error)),
         };
         // The disk is there, or not, whether the sender hears of it or not.
         let _ = write_frame(&mut first, &told);

@@ -105,7 +105,7 @@ fn finish(
         }
         Err(error) => {
             // The own error is the one to tell, unless the receiver broke the connection and said why.
-            let _ = write_frame(first, &Finish::Failed(crate::hypervisor::chain(&error)));
+            let _ = write_frame(first, &Finish::Failed(godwit_protocol::error::chain(&error)));
             match error {
                 DiskStreamError::Broken(_) => match read_frame(first) {
                     Ok(Outcome::Failed(why)) => Err(DiskStreamError::Peer(why)),

@@ -3,9 +3,9 @@
 
 use super::{CONNECTIONS, DiskStreamError, PORT, ReceiveOrder, Receiver, SendOrder, send};
 use crate::datapath::worker::{Lines, Next, live_with, reap};
-use crate::hypervisor::{Cancel, chain};
+use crate::hypervisor::Cancel;
 use crate::identity;
-use godwit_protocol::error::{ErrorKind, RequestError};
+use godwit_protocol::error::{ErrorKind, RequestError, chain};
 use godwit_protocol::id::HostId;
 use godwit_protocol::quic::{Identity, host_name};
 use serde::{Deserialize, Serialize};

@@ -172,7 +172,7 @@ impl Collector for FilterCollector {
         self.lost.reset();
         self.full.reset();
         if let Err(error) = self.read_connections().and_then(|()| self.read_entries()) {
-            tracing::error!("connections are not counted: {}", crate::hypervisor::chain(&error));
+            tracing::error!("connections are not counted: {}", godwit_protocol::error::chain(&error));
         }
         self.read_cost();
         let inner = self.filter.lock();
