@@ -51,7 +51,10 @@ impl Agent {
         crash::point(&point, Side::After);
         if !matches!(
             request,
-            AgentRequest::Report | AgentRequest::Console { .. } | AgentRequest::InstanceState(_)
+            AgentRequest::Report
+                | AgentRequest::Console { .. }
+                | AgentRequest::InstanceState(_)
+                | AgentRequest::FindImage(_)
         ) {
             self.reporter.mark_changed();
         }
@@ -108,7 +111,8 @@ impl Agent {
             }
             R::MarkDisk(mark) => {
                 self.is_off(mark.instance)?;
-                return Ok(AgentReply::DiskMarked { used_bytes: pool.mark_disk(mark)? });
+                let (used_bytes, base) = pool.mark_disk(mark)?;
+                return Ok(AgentReply::DiskMarked { used_bytes, base });
             }
             R::AwaitDisk(arrival) => {
                 self.reservation(arrival.instance)?;
@@ -128,6 +132,20 @@ impl Agent {
                     }
                     left => left?,
                 }
+            }
+            R::FindImage(image) => {
+                return Ok(AgentReply::Image { used_bytes: pool.find_image(*image)? });
+            }
+            R::AwaitImage(arrival) => return self.moves.await_image(&self.host, arrival),
+            R::SendImage(departure) => {
+                self.moves.send_image(&self.host, departure, &mut |p| progress.send(p))?;
+            }
+            R::SettleImage(arrival) => {
+                pool.settle_image(arrival, &mut |p| progress.send(p), &Cancel::default())?;
+            }
+            R::DropImage { image, whole } => {
+                self.moves.stop_image(*image);
+                return Ok(AgentReply::Image { used_bytes: pool.drop_image(*image, *whole)? });
             }
             R::EnsureNetwork(wanted) => self.ensure_network(wanted)?,
             R::RemoveNetwork { network, vni, generation } => {

@@ -2,7 +2,7 @@
 //! connection they came by. The same request again joins the one that runs.
 
 use godwit_protocol::error::{ErrorKind, RequestError};
-use godwit_protocol::id::{InstanceId, NetworkId};
+use godwit_protocol::id::{ImageId, InstanceId, NetworkId};
 use godwit_protocol::operation::Progress;
 use godwit_protocol::request::{AgentReply, AgentRequest};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
@@ -49,6 +49,7 @@ pub type Herald = Arc<dyn Fn(&AgentRequest) + Send + Sync>;
 enum Subject {
     Instance(InstanceId),
     Network(NetworkId),
+    Image(ImageId),
 }
 
 impl fmt::Display for Subject {
@@ -56,6 +57,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Instance(id) => write!(f, "instance {id}"),
             Self::Network(id) => write!(f, "network {id}"),
+            Self::Image(id) => write!(f, "image {id}"),
         }
     }
 }
@@ -67,6 +69,9 @@ fn subject(request: &AgentRequest) -> Option<Subject> {
         R::Report
         | R::Console { .. }
         | R::InstanceState(_)
+        | R::FindImage(_)
+        // One image may go to several pools at once; each way ends when its target ceases to wait.
+        | R::SendImage(_)
         | R::CancelDisk(_)
         | R::CancelMigration(_)
         | R::TakeCertificate(_) => {
@@ -74,6 +79,8 @@ fn subject(request: &AgentRequest) -> Option<Subject> {
         }
         R::EnsureNetwork(wanted) => Subject::Network(wanted.network),
         R::RemoveNetwork { network, .. } => Subject::Network(*network),
+        R::AwaitImage(arrival) | R::SettleImage(arrival) => Subject::Image(arrival.image),
+        R::DropImage { image, .. } => Subject::Image(*image),
         R::Reserve(plan) => Subject::Instance(plan.reservation.instance),
         R::Exchange(reservation) => Subject::Instance(reservation.instance),
         R::CreateDisk(disk) => Subject::Instance(disk.instance),

@@ -22,6 +22,7 @@ mod mounts;
 mod ordered;
 mod pace;
 mod pass;
+pub mod proof;
 mod ring;
 mod server_side;
 mod stalls;
@@ -51,6 +52,8 @@ pub enum WorkerCommand {
     Send(disk_stream::worker::WorkerArgs),
     /// Receive a disk from another host for the agent
     Receive(disk_stream::worker::WorkerArgs),
+    /// Prove an image that came from another host, and give it its name
+    Prove(proof::WorkerArgs),
     /// Do what is asked on stdin in a pool's folder
     #[command(hide = true)]
     Pool,
@@ -63,6 +66,7 @@ pub fn run(command: WorkerCommand) -> ExitCode {
         WorkerCommand::Discard(args) => worker::run_discard(&args),
         WorkerCommand::Send(args) => disk_stream::worker::run_send(&args),
         WorkerCommand::Receive(args) => disk_stream::worker::run_receive(&args),
+        WorkerCommand::Prove(args) => proof::run(&args),
         WorkerCommand::Pool => crate::storage::run_helper(),
     }
 }

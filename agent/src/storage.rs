@@ -6,9 +6,11 @@ mod folder;
 mod gate;
 mod grow;
 mod helper;
+mod images;
 mod lease;
 pub mod mount;
 mod moves;
+mod pool_mark;
 pub mod qcow2;
 mod watch;
 

@@ -14,7 +14,7 @@ pub(crate) enum Command {
     List,
     /// Show one pool
     Show {
-        /// Its name or its folder
+        /// Its id, its name or its folder
         pool: String,
     },
 }
@@ -26,6 +26,7 @@ const COLUMNS: &[Column] = &[
     ("share", |pool| cell(&pool["source"])),
     ("free", |pool| bytes(&pool["free_bytes"])),
     ("size", |pool| bytes(&pool["total_bytes"])),
+    ("id", |pool| cell(&pool["id"])),
     ("reached by", |pool| hosts(pool, true)),
     ("not by", |pool| hosts(pool, false)),
 ];

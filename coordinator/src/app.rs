@@ -5,12 +5,11 @@ use crate::ca::Ca;
 use crate::config::Config;
 use crate::drain;
 use crate::events::Events;
-use crate::images::Images;
+use crate::images::{self, Images};
 use crate::l2;
-use crate::ledger::{Ledger, now};
+use crate::ledger::Ledger;
 use crate::operations::{self, Operations};
 use crate::tokens::Tokens;
-use godwit_protocol::event::EventKind;
 use godwit_protocol::id::NetworkId;
 use std::sync::Arc;
 
@@ -46,24 +45,13 @@ impl App {
     }
 }
 
-/// Starts what runs by itself: forwarding, drains of hosts, the operations that an earlier life left unfinished, and the
+/// Starts what runs by itself: forwarding, drains of hosts, the removal of images' copies, the operations that an earlier life left unfinished, and the
 /// confirmation of resizes that nobody decides about.
 pub fn start(app: &Shared) {
-    tell_damages(app);
     app.ledger.observe(|fleet| fleet.set_limits(operations::place::limits(&app.config)));
     tokio::spawn(l2::run(app.clone()));
     tokio::spawn(drain::run(app.clone()));
+    tokio::spawn(images::copies::run(app.clone()));
     operations::resume(app);
     tokio::spawn(operations::confirm_resize::run_window(app.clone()));
-}
-
-/// An image that a download finds damaged is an event.
-fn tell_damages(app: &Shared) {
-    let weak = Arc::downgrade(app);
-    app.images.damages.on_damage(Box::new(move |image, how| {
-        let Some(app) = weak.upgrade() else { return };
-        let at_ms = u64::try_from(now().unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
-        let pool = app.config.pool.to_string_lossy().into_owned();
-        app.events.note(at_ms, EventKind::ImageDamaged, pool, format!("image {image}: {how}"));
-    }));
 }

@@ -14,6 +14,7 @@ mod seats;
 pub mod security;
 mod shared;
 
+use godwit_protocol::host::PoolReport;
 use godwit_protocol::id::{
     HostId, ImageId, InstanceId, MigrationId, NetworkId, OperationId, PortId, ProjectId, SecurityGroupId,
     SecurityRuleId, ServerGroupId, SubnetId, UserId,
@@ -21,7 +22,7 @@ use godwit_protocol::id::{
 use group::{Aggregate, ServerGroup};
 use host::{Host, JoinToken, Observed};
 use identity::{KeyPair, Project, RevokedToken, User};
-use image::Image;
+use image::{Damage, Image, ImageCopy};
 use instance::{Flavor, Instance};
 use migration::Migration;
 use network::{Network, Port, Subnet};
@@ -30,6 +31,7 @@ use security::{SecurityGroup, SecurityRule};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use uuid::Uuid;
 
 /// A point in time, UTC.
 pub type Time = time::OffsetDateTime;
@@ -153,6 +155,8 @@ fleet! {
     revoked_tokens: RevokedToken by String = |t| t.audit_id.clone();
     keypairs: KeyPair by String = KeyPair::map_key;
     images: Image by ImageId = |i| i.id;
+    damages: Damage by ImageId = |d| d.image;
+    image_copies: ImageCopy by String = ImageCopy::map_key;
     flavors: Flavor by String = |f| f.id.clone();
     networks: Network by NetworkId = |n| n.id;
     subnets: Subnet by SubnetId = |s| s.id;
@@ -172,6 +176,24 @@ impl Fleet {
     /// The host of that name.
     pub fn host_by_name(&self, name: &str) -> Option<&Host> {
         self.hosts.values().find(|h| h.name == name)
+    }
+
+    /// The pools of a host, as it said last.
+    pub fn pools_of(&self, host: HostId) -> &[PoolReport] {
+        let report = self.observed.get(&host).and_then(|observed| observed.report.as_ref());
+        let said = report.map(|report| &report.inventory);
+        let inventory = said.or_else(|| self.hosts.get(&host)?.inventory.as_ref());
+        inventory.map_or(&[], |inventory| &inventory.pools)
+    }
+
+    /// The mark of the pool that a host has, if it has told one.
+    pub fn pool_mark(&self, host: HostId) -> Option<Uuid> {
+        self.pools_of(host).first()?.mark
+    }
+
+    /// Whether two hosts are known to have different pools.
+    pub fn are_apart(&self, one: HostId, other: HostId) -> bool {
+        self.pool_mark(one).zip(self.pool_mark(other)).is_some_and(|(one, other)| one != other)
     }
 
     /// Ports of an instance, in the order in which it asked for them.

@@ -3,12 +3,15 @@
 //! `<id>.blake3`, the digests of their chunks, against which each download and each copy that agents make is checked.
 
 mod check;
+pub mod copies;
 mod damages;
 mod download;
+mod flights;
 mod format;
 mod upload;
 
-pub use damages::Damages;
+pub use download::download;
+pub use flights::{Flight, Flights};
 pub use upload::Upload;
 
 use crate::error::Error;
@@ -27,8 +30,8 @@ const UPLOADS: usize = 8;
 /// The folder of images.
 pub struct Images {
     folder: PathBuf,
-    /// Images that downloads found damaged.
-    pub damages: Damages,
+    /// Images on their way to other pools.
+    pub flights: Flights,
     uploads: Arc<Semaphore>,
 }
 
@@ -37,7 +40,7 @@ impl Images {
     pub fn new(pool: &Path) -> Self {
         Self {
             folder: pool.join("images"),
-            damages: Damages::default(),
+            flights: Flights::default(),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
         }
     }
@@ -61,7 +64,6 @@ impl Images {
     /// # Errors
     /// [`Error::Pool`].
     pub async fn remove(&self, image: ImageId) -> Result<(), Error> {
-        self.damages.forget(image);
         let list = self.digests(image);
         let paths = [self.partial(image), self.path(image), unfinished(&list), list];
         blocking(move || {

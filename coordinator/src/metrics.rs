@@ -86,7 +86,8 @@ impl Collector for FleetCollector {
             }
         });
         self.connections.set(i64::try_from(self.app.agents.connected()).unwrap_or(i64::MAX));
-        self.damaged_images.set(i64::try_from(self.app.images.damages.list().len()).unwrap_or(i64::MAX));
+        let damaged = self.app.ledger.read(|fleet| fleet.damages.len());
+        self.damaged_images.set(i64::try_from(damaged).unwrap_or(i64::MAX));
         let gauges = [&self.connections, &self.damaged_images].into_iter().flat_map(Collector::collect);
         vectors.into_iter().flat_map(Collector::collect).chain(gauges).collect()
     }

@@ -2,6 +2,7 @@
 //! restart goes on at the first step that is not known to be done. After a failure the steps are undone
 //! backwards. From an operation's point of no return on it only goes forward.
 
+mod bring_image;
 pub mod confirm_resize;
 pub mod create_instance;
 pub mod delete_instance;

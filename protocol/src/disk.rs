@@ -1,6 +1,7 @@
-//! Moving an instance's disk to a host whose pool is another one: what the two hosts are told.
+//! Bringing an instance's disk, or an image, to a host whose pool is another one: what the two hosts are told.
 
-use crate::id::{HostId, InstanceId};
+use crate::id::{HostId, ImageId, InstanceId};
+use crate::image::DiskFormat;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use uuid::Uuid;
@@ -15,6 +16,31 @@ pub struct DiskMark {
     pub mark: Uuid,
 }
 
+/// What an overlay lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskBase {
+    /// Its format.
+    pub format: DiskFormat,
+    /// Bytes that it takes.
+    pub used_bytes: u64,
+}
+
+/// One of the files that a disk is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskPart {
+    /// The disk itself.
+    #[default]
+    Disk,
+    /// What it lies on: the bytes of an image. A host that has the image in its pool takes them from there.
+    Base {
+        /// Their format.
+        format: DiskFormat,
+        /// Whose bytes they are.
+        image: ImageId,
+    },
+}
+
 /// To the target: wait for the disk, unless the mark is seen here and so the disk is there already.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskArrival {
@@ -24,7 +50,10 @@ pub struct DiskArrival {
     pub mark: Uuid,
     /// The source; its certificate must say the same.
     pub source: HostId,
-    /// Bytes that the disk takes on the source.
+    /// Which of its files.
+    #[serde(default)]
+    pub part: DiskPart,
+    /// Bytes that this takes on the source.
     pub used_bytes: u64,
 }
 
@@ -44,6 +73,36 @@ pub struct DiskAwaited {
 pub struct DiskDeparture {
     /// Whose disk.
     pub instance: InstanceId,
+    /// Which of its files.
+    #[serde(default)]
+    pub part: DiskPart,
+    /// What the target said.
+    pub awaited: DiskAwaited,
+}
+
+/// To the target: wait for an image, unless it is there; and, when it has come: prove that it is the one that was
+/// uploaded, and give it its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageArrival {
+    /// Which.
+    pub image: ImageId,
+    /// The source; its certificate must say the same.
+    pub source: HostId,
+    /// Size of the file in bytes.
+    pub size_bytes: u64,
+    /// Bytes that it takes on the source.
+    pub used_bytes: u64,
+    /// SHA-512 of the file, hexadecimal; none: it is not known.
+    pub sha512: Option<String>,
+    /// MD5 of the file, hexadecimal, to be noted beside it.
+    pub md5: Option<String>,
+}
+
+/// To the source: send the image; answers when all of it is on the target, not yet under its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDeparture {
+    /// Which.
+    pub image: ImageId,
     /// What the target said.
     pub awaited: DiskAwaited,
 }

@@ -4,6 +4,7 @@ use crate::id::HostId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use uuid::Uuid;
 
 /// Everything that placement and people need to know of a host. It changes rarely; its digest travels with
 /// each heartbeat.
@@ -200,6 +201,8 @@ pub struct PoolReport {
     pub free_inodes: u64,
     /// Whether the folder answered within its deadline.
     pub reachable: bool,
+    /// The mark of the pool, the same on each host that has it; none where there can be none.
+    pub mark: Option<Uuid>,
 }
 
 /// Tiny sign of life, sent as a datagram.

@@ -1,9 +1,11 @@
 //! The closed set of what a coordinator may ask of an agent, and of what an agent says by itself.
 
-use crate::disk::{DiskArrival, DiskAwaited, DiskDeparture, DiskMark};
+use crate::disk::{
+    DiskArrival, DiskAwaited, DiskBase, DiskDeparture, DiskMark, ImageArrival, ImageDeparture,
+};
 use crate::error::RequestError;
 use crate::host::Inventory;
-use crate::id::{HostId, InstanceId, MigrationId, NetworkId};
+use crate::id::{HostId, ImageId, InstanceId, MigrationId, NetworkId};
 use crate::image::{DiskFormat, ImageSource};
 use crate::instance::{InstanceReport, InstanceSpec, InstanceState};
 use crate::migration::{MigrationOutcome, MigrationSource, MigrationTarget, TargetReady};
@@ -120,6 +122,21 @@ pub enum AgentRequest {
     /// On the host that an instance has left with its disk: remove the instance's folder, unless another host writes to
     /// the disk there.
     LeaveDisk(InstanceId),
+    /// Is the image in the pool?
+    FindImage(ImageId),
+    /// On the target: wait for an image, unless it is there.
+    AwaitImage(Box<ImageArrival>),
+    /// On the source: send it.
+    SendImage(Box<ImageDeparture>),
+    /// On the target: prove the image that has come, and give it its name. It has it already: a success.
+    SettleImage(Box<ImageArrival>),
+    /// Remove what an arrival left; answers as [`AgentRequest::FindImage`].
+    DropImage {
+        /// Which.
+        image: ImageId,
+        /// The whole image too, if it is there.
+        whole: bool,
+    },
     /// Bring a network on this host to the wanted state.
     EnsureNetwork(NetworkWanted),
     /// Take a network off this host.
@@ -203,6 +220,11 @@ impl AgentRequest {
             Self::AwaitDisk(_) => "await_disk",
             Self::SendDisk(_) => "send_disk",
             Self::LeaveDisk(_) => "leave_disk",
+            Self::FindImage(_) => "find_image",
+            Self::AwaitImage(_) => "await_image",
+            Self::SendImage(_) => "send_image",
+            Self::SettleImage(_) => "settle_image",
+            Self::DropImage { .. } => "drop_image",
             Self::EnsureNetwork(_) => "ensure_network",
             Self::RemoveNetwork { .. } => "remove_network",
             Self::DefineInstance(_) => "define_instance",
@@ -237,13 +259,22 @@ pub enum AgentReply {
     },
     /// To [`AgentRequest::MarkDisk`].
     DiskMarked {
-        /// Bytes that the disk takes.
+        /// Bytes that the disk takes, without its base.
         used_bytes: u64,
+        /// What it lies on.
+        #[serde(default)]
+        base: Option<DiskBase>,
     },
-    /// To [`AgentRequest::AwaitDisk`]: the pool is the source's, and the disk is there.
+    /// To [`AgentRequest::AwaitDisk`]: the pool is the source's, and the disk is there; of a base: it is there, whatever
+    /// the pool. To [`AgentRequest::AwaitImage`]: it is there.
     DiskHere,
-    /// To [`AgentRequest::AwaitDisk`]: send it.
+    /// To [`AgentRequest::AwaitDisk`] and [`AgentRequest::AwaitImage`]: send it.
     DiskAwaited(DiskAwaited),
+    /// To [`AgentRequest::FindImage`] and [`AgentRequest::DropImage`].
+    Image {
+        /// Bytes that it takes; none: it is not there.
+        used_bytes: Option<u64>,
+    },
     /// To [`AgentRequest::Console`]; bytes that are no UTF-8 are replaced.
     Console(String),
     /// To [`AgentRequest::PrepareMigration`].

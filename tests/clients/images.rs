@@ -57,10 +57,35 @@ fn images_of_both_clients_lie_whole_in_the_pool_and_come_back_whole() {
     }
 
     let id = stage.run(&["openstack", "image", "show", "chunked", "-f", "value", "-c", "id"]);
+    a_damaged_image_comes_down_to_nobody_and_is_told_of_until_it_is_whole(&stage, id.trim());
     stage.run(&["glance", "image-delete", id.trim()]);
     stage.run(&["openstack", "image", "delete", "declared"]);
     assert_eq!(stage.json(&["image", "list"]), serde_json::json!([]));
     stage.is_clean();
+}
+
+fn a_damaged_image_comes_down_to_nobody_and_is_told_of_until_it_is_whole(stage: &Stage, id: &str) {
+    let path = stage.lab().pool().join("images").join(id);
+    let flip = || {
+        let mut bytes = std::fs::read(&path).expect("is there");
+        bytes[5 << 20] ^= 1;
+        std::fs::write(&path, bytes).expect("is ours");
+    };
+    flip();
+    let said = stage.refused(&["openstack", "image", "save", "--file", "/run/damaged", id]);
+    assert!(!said.trim().is_empty());
+    // It is known for longer than the coordinator's life.
+    let coordinator = stage.lab().coordinator();
+    coordinator.kill(9).expect("it is killed");
+    coordinator.start().expect("it starts");
+    let is_told = || {
+        let status = coordinator.cli_json(&["status"]).expect("godwit answers");
+        status["problems"].to_string().contains(&format!("image {id} is damaged"))
+    };
+    assert!(is_told());
+    flip();
+    coordinator.cli(&["image", "save", id, "--file", "/run/whole"]).expect("it is what it was");
+    assert!(!is_told());
 }
 
 #[test]

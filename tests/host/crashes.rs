@@ -299,6 +299,19 @@ fn agents_killed_at_each_request_of_a_resize_have_the_server_whole_on_one_host()
     fleet.check_home(&server);
     fleet.disk_bytes(&server, target);
     assert!(!instance_file(source, &server, "").exists(), "the disk is left on the source");
+
+    // A server of an image that the target's pool has not got.
+    let points: Vec<(&Host, String)> = at_end(target, &["await_image"])
+        .chain(at_end(source, &["send_image"]))
+        .chain(at_end(target, &["settle_image"]))
+        .collect();
+    fleet.agents_die_at(&points, || fleet.ask_for("new", &["--host", "h2"]));
+    let server = fleet.wait_for_status("new", "ACTIVE");
+    fleet.check_held_by(&server, "h2");
     fleet.clean();
+    let images = || Ok(target.exec(&["find", "/srv/godwit/images", "-type", "f"])?.lines().count());
+    assert_eq!(images().expect("find runs"), 2, "the image and its digests, and nothing half-made");
+    fleet.godwit(&["image", "delete", "blank"]);
+    target.wait("the copy's end", || Ok(images()? == 0)).expect("it goes with its image");
     join(target);
 }

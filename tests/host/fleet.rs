@@ -305,10 +305,15 @@ pub(crate) fn vxlan_packets(host: &Host) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// A file of a server's as a host sees it: its pool may be another one than the lab's.
+/// A file of a host's pool, which may be another one than the lab's.
+pub(crate) fn pool_file(host: &Host, path: &str) -> PathBuf {
+    let root = format!("/proc/{}/root/srv/godwit", host.init_process().expect("it is on"));
+    Path::new(&root).join(path)
+}
+
+/// A file of a server's as a host sees it.
 pub(crate) fn instance_file(host: &Host, server: &Value, name: &str) -> PathBuf {
-    let root = format!("/proc/{}/root/srv/godwit/instances", host.init_process().expect("it is on"));
-    Path::new(&root).join(server["id"].as_str().expect("has one")).join(name)
+    pool_file(host, "instances").join(server["id"].as_str().expect("has one")).join(name)
 }
 
 /// Gives a host a pool of its own.

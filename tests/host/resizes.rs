@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::fleet::{Fleet, guests, instance_file, join, kept_reservations, part};
+use crate::fleet::{Fleet, KILL, guests, instance_file, join, kept_reservations, part, pool_file};
 use crate::guests::{reserved, vcpu_threads};
+use crate::storage::noise;
 use godwit_tests::lab::{Host, until};
 use serde_json::Value;
 
@@ -144,7 +145,6 @@ fn a_guest_gets_other_pins_and_a_larger_disk_on_another_host_and_its_old_ones_ba
 
     // What was not decided about is deleted whole, on both hosts.
     fleet.godwit(&["server", "delete", "--wait", last["id"].as_str().expect("has one")]);
-    join(h1);
     let kinds = fleet.godwit(&["migration", "list"]);
     let kinds: Vec<_> = kinds
         .as_array()
@@ -156,7 +156,69 @@ fn a_guest_gets_other_pins_and_a_larger_disk_on_another_host_and_its_old_ones_ba
     let kind = |n| if n % 4 == 0 { "resize" } else { "migration" };
     let all: Vec<_> = all.into_iter().enumerate().map(|(n, end)| (kind(n), end)).collect();
     assert_eq!(kinds, all);
+    an_image_comes_to_a_pool_without_it_and_what_lies_on_it_goes_along(&fleet);
+    join(h1);
     fleet.clean();
+}
+
+/// On h1, whose pool has no images: a server is made of one that comes there, as an overlay; it does not leave live, and
+/// cold it takes along what it lies on, though the image is deleted by then.
+fn an_image_comes_to_a_pool_without_it_and_what_lies_on_it_goes_along(fleet: &Fleet) {
+    let (h1, h2) = (fleet.host(1), fleet.host(2));
+    let settings = h1.file("lib/godwit/agent.toml");
+    let before = std::fs::read_to_string(&settings).expect("is there");
+    std::fs::write(&settings, format!("disks = \"overlay\"\n{before}")).expect("is writable");
+    h1.kill_agent(KILL).expect("it is killed");
+    h1.start_agent().expect("it starts");
+    fleet.wait_for_hosts();
+    let pools = fleet.godwit(&["pool", "list"]);
+    assert_eq!(pools.as_array().map(Vec::len), Some(2), "told apart by their marks: {pools:#}");
+
+    let mut bytes = noise(3);
+    let file = fleet.file("noise.raw", &bytes);
+    fleet.upload("noise", &file, "raw");
+    let image = fleet.godwit(&["image", "show", "noise"])["id"].as_str().expect("has one").to_owned();
+    let words = ["server", "create", "new", "--flavor", "small", "--image", "noise", "--network", "blue"];
+    fleet.godwit(&[&words[..], &["--host", "h1"]].concat());
+    let server = fleet.wait_for_status("new", "ACTIVE");
+    fleet.check_home(&server);
+    let copy = pool_file(h1, &format!("images/{image}"));
+    assert!(std::fs::read(&copy).expect("it has come") == bytes);
+    let list = pool_file(h1, &format!("images/{image}.blake3"));
+    assert!(list.exists() && instance_file(h1, &server, "base.raw").exists());
+
+    let said = fleet.refusal(&["server", "migrate", "new", "--host", "h2"]);
+    assert!(said.contains("h2 is not on shared storage with h1") && said.contains("cold"), "{said}");
+    let said = fleet.refusal(&["server", "migrate", "new"]);
+    assert!(said.contains("No host is on shared storage with h1"), "{said}");
+
+    // The copy goes with the image, also where the host is away just then.
+    h1.kill_agent(KILL).expect("it is killed");
+    fleet.godwit(&["image", "delete", "noise"]);
+    assert!(copy.exists());
+    h1.start_agent().expect("it starts");
+    h1.wait("the copy's end", || Ok(!copy.exists() && !list.exists())).expect("it goes with its image");
+    fleet.wait_for_hosts();
+
+    fleet.godwit(&["server", "stop", "new", "--wait"]);
+    let inside =
+        |server: &Value| format!("/srv/godwit/instances/{}/disk", server["id"].as_str().expect("has one"));
+    h1.exec(&["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", &inside(&server)]).expect("is written");
+    bytes[1 << 20..][..65536].fill(7);
+    let wanted = fleet.file("wanted.raw", &bytes);
+    let moved = fleet.godwit(&["server", "migrate", "new", "--cold", "--wait"]);
+    assert_eq!(moved["OS-EXT-SRV-ATTR:host"], "h2", "{moved:#}");
+    let same =
+        ["qemu-img", "compare", "-f", "qcow2", "-F", "raw", &inside(&server), &wanted.to_string_lossy()];
+    h2.exec(&same).expect("all of it has come along");
+    fleet.godwit(&["server", "resize", "confirm", "new", "--wait"]);
+    assert!(!instance_file(h1, &server, "").exists(), "what was left goes");
+    fleet.godwit(&["server", "start", "new", "--wait"]);
+    fleet.check_home(&fleet.server("new").expect("is there"));
+    fleet.godwit(&["server", "delete", "--wait", "new"]);
+    // Nobody lies on what the cache has, which goes when somebody needs its room.
+    h1.exec(&["rm", "-r", "/srv/godwit/cache"]).expect("is there");
+    std::fs::write(&settings, before).expect("is writable");
 }
 
 /// From h2 to h1, whose pool is now another one, and back with a larger disk; what was there before stays until the move

@@ -18,7 +18,7 @@ fn uncover(host: &Host, folder: &str) {
 }
 
 /// Bytes that no copy can leave out.
-fn noise(mib: usize) -> Vec<u8> {
+pub(crate) fn noise(mib: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = std::iter::repeat_with(|| {
         state ^= state << 13;

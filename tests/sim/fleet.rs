@@ -112,6 +112,11 @@ impl Fleet {
 
     /// Asks for an instance with a CPU of its own.
     pub(crate) async fn create(&self, vcpus: u32) -> InstanceId {
+        self.create_on(vcpus, None).await
+    }
+
+    /// The same on a host.
+    pub(crate) async fn create_on(&self, vcpus: u32, wanted_host: Option<HostId>) -> InstanceId {
         let new = NewInstance {
             name: "one".into(),
             description: None,
@@ -124,7 +129,7 @@ impl Fleet {
             key: None,
             metadata: BTreeMap::new(),
             user_data: None,
-            wanted_host: None,
+            wanted_host,
             wanted_zone: None,
             hints: Default::default(),
         };
@@ -134,6 +139,11 @@ impl Fleet {
     /// An instance's record.
     pub(crate) fn instance(&self, id: InstanceId) -> Option<Instance> {
         self.app.ledger.read(|fleet| fleet.instances.get(&id).cloned())
+    }
+
+    /// The image's record goes.
+    pub(crate) async fn delete_image(&self) {
+        self.change(vec![Change::gone(&self.image())]).await;
     }
 
     /// Waits until nothing runs on an instance, and returns its record; none: it is gone.

@@ -3,6 +3,8 @@
 
 mod drains;
 mod fleet;
+mod image_pools;
+mod images;
 mod model;
 mod reservations;
 mod resizes;

@@ -1,5 +1,6 @@
 //! A model of hosts behind the agents' channel: what each holds, and one fault to come.
 
+use crate::image_pools::ImagePools;
 use godwit_protocol::disk::DiskAwaited;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use godwit_protocol::event::AgentNote;
@@ -20,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// What one host holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub(crate) struct World {
     pub(crate) disks: BTreeMap<InstanceId, Disk>,
     /// Hosts with a pool of their own, and the disks in it.
     pub(crate) apart: BTreeMap<HostId, BTreeMap<InstanceId, Disk>>,
+    /// Pools without the coordinator's images.
+    pub(crate) images: ImagePools,
     /// Disks that are awaited: from whom, and by whom.
     awaited: BTreeMap<InstanceId, (HostId, HostId)>,
     /// What must never be and was: two hosts with one guest, a disk touched under a guest that runs.
@@ -139,7 +143,7 @@ impl World {
         HostReport {
             host,
             generation: self.generation,
-            inventory: inventory(host),
+            inventory: inventory(host, self.images.of.get(&host).copied()),
             instances: held.domains.iter().map(state).collect(),
             reservations: held.reservations.values().cloned().collect(),
             beside: held.beside.values().cloned().collect(),
@@ -156,7 +160,10 @@ impl World {
             return self.migrate(host, source.instance, source.migration);
         }
         self.note_wrongs(host, request);
-        if let Some(answer) = self.move_disk(host, request) {
+        let address = SocketAddr::new(vtep(host), 8777);
+        if let Some(answer) =
+            self.images.act(host, address, request).or_else(|| self.move_disk(host, request))
+        {
             return answer;
         }
         let disks = self.apart.get_mut(&host).unwrap_or(&mut self.disks);
@@ -249,6 +256,11 @@ impl World {
             R::Report => return Ok(AgentReply::Report(Box::new(self.report(host)))),
             R::CancelDisk(instance) => drop(self.cancelled.insert(*instance)),
             R::MarkDisk(_) | R::AwaitDisk(_) | R::SendDisk(_) => {}
+            R::FindImage(_)
+            | R::AwaitImage(_)
+            | R::SendImage(_)
+            | R::SettleImage(_)
+            | R::DropImage { .. } => {}
             R::CancelMigration(_) | R::Console { .. } | R::Migrate(_) | R::TakeCertificate(_) => {}
         }
         Ok(AgentReply::Done)
@@ -272,7 +284,7 @@ impl World {
         let error = |kind, text: &str| Some(Err(RequestError::new(kind, text)));
         match request {
             AgentRequest::MarkDisk(mark) => match self.pool(host).contains_key(&mark.instance) {
-                true => Some(Ok(AgentReply::DiskMarked { used_bytes: 1 })),
+                true => Some(Ok(AgentReply::DiskMarked { used_bytes: 1, base: None })),
                 false => error(ErrorKind::NotFound, "no such disk"),
             },
             AgentRequest::AwaitDisk(arrival) => {
@@ -334,7 +346,7 @@ impl World {
 }
 
 /// Two cells of two CPUs and 4 GiB.
-fn inventory(host: HostId) -> Inventory {
+fn inventory(host: HostId, mark: Option<Uuid>) -> Inventory {
     let cpu = |id| Cpu { id, package: 0, die: 0, core: i64::from(id), siblings: vec![id], ..Cpu::default() };
     let cell = |id: u32| Cell {
         id,
@@ -369,6 +381,7 @@ fn inventory(host: HostId) -> Inventory {
             total_bytes: 1 << 40,
             free_bytes: 1 << 40,
             reachable: true,
+            mark,
             ..PoolReport::default()
         }],
     }
@@ -431,7 +444,8 @@ async fn converse(
                 }
                 let (held, report) = {
                     let mut world = lock(world);
-                    (format!("{:?}", world.hosts.get(&host)), world.report(host))
+                    let told = format!("{:?} {:?}", world.hosts.get(&host), world.images.of.get(&host));
+                    (told, world.report(host))
                 };
                 let heartbeat = Heartbeat { host, generation: 0, inventory_digest: 0 };
                 let _ = connection.send_datagram(frame_body(&heartbeat).into());

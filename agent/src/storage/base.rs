@@ -63,7 +63,7 @@ pub(super) fn overlay(pool: &Path, order: &Overlay) -> Result<(), StorageError> 
         return Err(StorageError::Reflinks);
     }
     let base = paths.base(order.format);
-    hold(pool, order, &image, &base)?;
+    hold(pool, order.instance, order.image, order.format)?;
     let mut create = Command::new("qemu-img");
     create.args(["create", "-q", "-f", "qcow2", "-F", order.format.as_str(), "-b"]);
     create.arg(base.file_name().unwrap_or_default()).arg(&growing).arg(order.size_bytes.to_string());
@@ -86,10 +86,31 @@ fn reflinks(image: &Path, probe: &Path) -> Result<bool, StorageError> {
     Ok(output.status.success())
 }
 
+/// Gives an instance that comes with its disk the base that it has left in another pool; false when this pool has not
+/// the image's bytes either.
+pub(super) fn hold_again(
+    pool: &Path,
+    instance: InstanceId,
+    image: ImageId,
+    format: DiskFormat,
+) -> Result<bool, StorageError> {
+    let paths = InstancePaths::new(pool, instance);
+    if is_file(&paths.base(format))? {
+        return Ok(true);
+    }
+    create_folder(&paths.folder)?;
+    match hold(pool, instance, image, format) {
+        Err(StorageError::NotFound(_)) => Ok(false),
+        held => held.map(|()| true),
+    }
+}
+
 /// Gives the instance its base.
-fn hold(pool: &Path, order: &Overlay, image: &Path, base: &Path) -> Result<(), StorageError> {
+fn hold(pool: &Path, instance: InstanceId, image: ImageId, format: DiskFormat) -> Result<(), StorageError> {
+    let base = &InstancePaths::new(pool, instance).base(format);
     let folder = pool.join("cache");
-    let entry = folder.join(format!("{}.{}", order.image, order.format.as_str()));
+    let entry = folder.join(format!("{image}.{}", format.as_str()));
+    let image = &pool.join("images").join(image.to_string());
     // Another host may clear the entry away between the two links.
     for _ in 0..8 {
         remove_file(base)?;
@@ -103,7 +124,7 @@ fn hold(pool: &Path, order: &Overlay, image: &Path, base: &Path) -> Result<(), S
                 return Err(StorageError::NotFound(image.to_owned()));
             }
             // The image lies on another file system, or has too many links.
-            Err(_) => fill(image, &entry, order.instance)?,
+            Err(_) => fill(image, &entry, instance)?,
             Ok(()) => {}
         }
     }

@@ -68,15 +68,20 @@ impl InstancePaths {
     }
 
     /// Where the base of an overlay is held.
-    pub(super) fn base(&self, format: DiskFormat) -> PathBuf {
+    pub(crate) fn base(&self, format: DiskFormat) -> PathBuf {
         self.folder.join(format!("base.{}", format.as_str()))
     }
 
     /// Every name that may be in the folder.
-    pub(super) fn all(&self) -> [PathBuf; 12] {
+    pub(super) fn all(&self) -> [PathBuf; 16] {
+        let [raw, qcow2] = [DiskFormat::Raw, DiskFormat::Qcow2].map(|format| self.base(format));
         [
-            self.base(DiskFormat::Raw),
-            self.base(DiskFormat::Qcow2),
+            partial(&raw),
+            journal(&raw),
+            raw,
+            partial(&qcow2),
+            journal(&qcow2),
+            qcow2,
             self.lease.clone(),
             self.disk.clone(),
             partial(&self.disk),
@@ -223,6 +228,7 @@ impl Pool {
             total_inodes: sizes.total_inodes,
             free_inodes: sizes.free_inodes,
             reachable,
+            mark: sizes.mark,
         }
     }
 

@@ -3,12 +3,12 @@
 
 use super::lease::{self, LeaseCall};
 use super::mount::{self, Share};
-use super::{InstancePaths, StorageError, base, grow, io_error, moves};
+use super::{InstancePaths, StorageError, base, grow, images, io_error, moves, pool_mark};
 use crate::datapath::copy::{journal, partial};
 use crate::datapath::digests::{self, Digests};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use godwit_protocol::disk::DiskMark;
+use godwit_protocol::disk::{DiskBase, DiskMark};
 use godwit_protocol::id::{HostId, ImageId, InstanceId};
 use godwit_protocol::image::DiskFormat;
 use godwit_protocol::request::GrowRequest;
@@ -18,6 +18,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use uuid::Uuid;
 
 /// Most of a console log that is read, in bytes.
 const MAX_CONSOLE_BYTES: u64 = 1 << 20;
@@ -40,6 +41,12 @@ pub(super) enum Ask {
     Overlay(base::Overlay),
     /// The overlay's base, where the disk is one.
     Base(InstanceId),
+    /// Give the instance its base, from what the pool has of the image.
+    HoldBase { instance: InstanceId, image: ImageId, format: DiskFormat },
+    /// What does an image take, and what is there of one that comes?
+    FindImage(ImageId),
+    /// Remove what an arrival left of an image, and, if `whole`, the image.
+    DropImage { image: ImageId, whole: bool },
     /// Is the old disk kept already? If not, is there a disk to be kept?
     BeginGrowth(InstanceId),
     /// Make the disk larger.
@@ -70,6 +77,7 @@ pub(super) enum Ask {
 pub(super) enum Told {
     Done,
     /// To [`Ask::Mount`], [`Ask::BeginDisk`] and [`Ask::BeginGrowth`]: it was there already. To [`Ask::Unmount`]: it is gone.
+    /// To [`Ask::HoldBase`]: it is there now.
     Already(bool),
     /// To [`Ask::BeginDisk`]: the disk can be made. The image's digests must be compared, whatever that costs: they are
     /// not about the file as it is now.
@@ -77,8 +85,13 @@ pub(super) enum Told {
     Sizes(Sizes),
     /// Base64.
     Bytes(String),
-    /// To [`Ask::Mark`]: what the disk takes.
-    Bytes64(u64),
+    /// To [`Ask::Mark`]: what the disk takes, and what it lies on.
+    Marked {
+        used_bytes: u64,
+        base: Option<DiskBase>,
+    },
+    /// To [`Ask::FindImage`] and [`Ask::DropImage`].
+    Image(images::Found),
     Seen(moves::Seen),
     Base(Option<base::Base>),
     Lease(lease::Lease),
@@ -93,6 +106,8 @@ pub(super) struct Sizes {
     /// 0 where the file system makes inodes as it goes.
     pub(super) total_inodes: u64,
     pub(super) free_inodes: u64,
+    /// Which pool it is.
+    pub(super) mark: Option<Uuid>,
 }
 
 /// Does it.
@@ -111,12 +126,17 @@ pub(super) fn act(pool: &Path, ask: &Ask) -> Result<Told, StorageError> {
         Ask::AbandonDisk { instance, cancelled } => abandon_disk(&paths(instance), *cancelled).map(done),
         Ask::Overlay(overlay) => base::overlay(pool, overlay).map(done),
         Ask::Base(instance) => base::of(&paths(instance)).map(Told::Base),
+        Ask::HoldBase { instance, image, format } => {
+            base::hold_again(pool, *instance, *image, *format).map(Told::Already)
+        }
+        Ask::FindImage(image) => images::find(pool, *image).map(Told::Image),
+        Ask::DropImage { image, whole } => images::discard(pool, *image, *whole).map(Told::Image),
         Ask::BeginGrowth(instance) => grow::begin(&paths(instance)).map(Told::Already),
         Ask::Grow(request) => grow::grow(&paths(&request.instance), request).map(done),
         Ask::RestoreDisk(instance) => grow::restore(&paths(instance)).map(done),
         Ask::DropOldDisk(instance) => grow::drop_old(&paths(instance)).map(done),
         Ask::Delete(instance) => delete(&paths(instance)).map(done),
-        Ask::Mark(mark) => moves::mark(&paths(&mark.instance), mark.mark).map(Told::Bytes64),
+        Ask::Mark(mark) => moves::mark(&paths(&mark.instance), mark.mark),
         Ask::SeeMark(mark) => moves::sees(&paths(&mark.instance), mark.mark).map(Told::Seen),
         Ask::Leave { instance, host } => moves::leave(&paths(instance), *host).map(done),
         Ask::ConfigDrive { instance, image } => {
@@ -146,6 +166,7 @@ fn measure(pool: &Path) -> Result<Sizes, StorageError> {
         free_bytes: stat.blocks_free() * block,
         total_inodes: stat.files(),
         free_inodes: stat.files_free(),
+        mark: pool_mark::ensure(pool),
     })
 }
 

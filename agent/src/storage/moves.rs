@@ -9,10 +9,11 @@
 use super::dir::{PATIENCE, Pool};
 use super::folder::{Ask, Told, create_folder, is_file, remove_file};
 use super::lease::{self, LeaseCall};
-use super::{InstancePaths, StorageError, io_error};
+use super::{InstancePaths, StorageError, base, io_error};
 use crate::datapath::copy::partial;
-use godwit_protocol::disk::{DiskArrival, DiskMark};
-use godwit_protocol::id::{HostId, InstanceId};
+use godwit_protocol::disk::{DiskArrival, DiskBase, DiskMark};
+use godwit_protocol::id::{HostId, ImageId, InstanceId};
+use godwit_protocol::image::DiskFormat;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
@@ -37,13 +38,13 @@ pub enum Seen {
 const MARK: &str = "mark-";
 
 impl Pool {
-    /// Puts a mark beside the disk, in place of older ones, and tells how many bytes the disk takes.
+    /// Puts a mark beside the disk, in place of older ones, and tells how many bytes the disk takes, and what it lies on.
     ///
     /// # Errors
     /// [`StorageError::NotFound`] when there is no disk, [`StorageError::Unreachable`], [`StorageError::Io`].
-    pub fn mark_disk(&self, mark: &DiskMark) -> Result<u64, StorageError> {
+    pub fn mark_disk(&self, mark: &DiskMark) -> Result<(u64, Option<DiskBase>), StorageError> {
         match self.touch(PATIENCE, Ask::Mark(mark.clone()))? {
-            Told::Bytes64(bytes) => Ok(bytes),
+            Told::Marked { used_bytes, base } => Ok((used_bytes, base)),
             _ => Err(StorageError::Unreachable(self.path().to_owned())),
         }
     }
@@ -58,6 +59,19 @@ impl Pool {
             Told::Seen(seen) => Ok(seen),
             _ => Err(StorageError::Unreachable(self.path().to_owned())),
         }
+    }
+
+    /// Whether the instance has its base here, be it that the pool has the image's bytes from which it takes it.
+    ///
+    /// # Errors
+    /// [`StorageError::Unreachable`], [`StorageError::Io`].
+    pub fn hold_base(
+        &self,
+        instance: InstanceId,
+        image: ImageId,
+        format: DiskFormat,
+    ) -> Result<bool, StorageError> {
+        Ok(self.touch(PATIENCE, Ask::HoldBase { instance, image, format })? == Told::Already(true))
     }
 
     /// That there is room for a disk that takes `need_bytes`.
@@ -82,7 +96,7 @@ impl Pool {
     }
 }
 
-pub(super) fn mark(paths: &InstancePaths, mark: Uuid) -> Result<u64, StorageError> {
+pub(super) fn mark(paths: &InstancePaths, mark: Uuid) -> Result<Told, StorageError> {
     if !is_file(&paths.disk)? {
         return Err(StorageError::NotFound(paths.disk.clone()));
     }
@@ -91,11 +105,15 @@ pub(super) fn mark(paths: &InstancePaths, mark: Uuid) -> Result<u64, StorageErro
     File::create_new(&path).and_then(|file| file.sync_all()).map_err(io_error("create", &path))?;
     let folder = File::open(&paths.folder).and_then(|folder| folder.sync_all());
     folder.map_err(io_error("sync", &paths.folder))?;
-    used_bytes(&paths.disk)
+    let base = base::of(paths)?.map(|base| {
+        let used_bytes = used_bytes(&base.path)?;
+        Ok::<_, StorageError>(DiskBase { format: base.format, used_bytes })
+    });
+    Ok(Told::Marked { used_bytes: used_bytes(&paths.disk)?, base: base.transpose()? })
 }
 
 /// What a file takes; one that is not there takes nothing.
-fn used_bytes(path: &Path) -> Result<u64, StorageError> {
+pub(super) fn used_bytes(path: &Path) -> Result<u64, StorageError> {
     match fs::symlink_metadata(path) {
         // In units of 512, whatever the file system's are.
         Ok(metadata) => Ok(metadata.blocks() * 512),
@@ -173,7 +191,8 @@ mod tests {
         let (other, _) = pool();
         let there = InstancePaths::new(other.path(), "00000000-0000-4000-8000-000000000001".parse().unwrap());
         let (first, second) = (Uuid::new_v4(), Uuid::new_v4());
-        assert!(mark(&here, first).unwrap() >= 8192);
+        let told = mark(&here, first).unwrap();
+        assert!(matches!(told, Told::Marked { used_bytes, base: None } if used_bytes >= 8192), "{told:?}");
         let elsewhere = |partial_bytes| Seen::Elsewhere { partial_bytes };
         assert_eq!(sees(&here, first).unwrap(), Seen::Here);
         assert_eq!(sees(&there, first).unwrap(), elsewhere(0));

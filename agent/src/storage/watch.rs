@@ -29,7 +29,7 @@ pub enum PoolChange {
     Stalled,
     /// It stood still, and answers again, be it with an error.
     Back,
-    /// It can be used now, or not any more, though its server answers.
+    /// It can be used now, or not any more, though its server answers; or it is another pool.
     Other,
 }
 
@@ -131,6 +131,7 @@ impl Watched {
         let pool = self.path.display();
         let mut seen = self.seen();
         let (was_reachable, was_stalled) = (seen.reachable, seen.stalled_since.is_some());
+        let mut is_another = false;
         match outcome {
             Ok(sizes) => {
                 if let Some(since) = seen.stalled_since.take() {
@@ -139,6 +140,7 @@ impl Watched {
                         since.elapsed().as_secs_f64()
                     );
                 }
+                is_another = seen.sizes.is_some_and(|before| before.mark != sizes.mark);
                 seen.sizes = Some(sizes);
                 seen.reachable = true;
             }
@@ -163,7 +165,7 @@ impl Watched {
         match (was_stalled, seen.stalled_since.is_some()) {
             (false, true) => Some(PoolChange::Stalled),
             (true, false) => Some(PoolChange::Back),
-            _ => (seen.reachable != was_reachable).then_some(PoolChange::Other),
+            _ => (seen.reachable != was_reachable || is_another).then_some(PoolChange::Other),
         }
     }
 
@@ -263,7 +265,7 @@ mod tests {
     fn a_stall_begins_once_and_ends_with_an_answer_and_the_last_sizes_stay() {
         let registry = Registry::new();
         let watched = Watched::new(Path::new("/p"), &registry).unwrap();
-        let sizes = Sizes { total_bytes: 9, free_bytes: 5, total_inodes: 3, free_inodes: 1 };
+        let sizes = Sizes { total_bytes: 9, free_bytes: 5, total_inodes: 3, free_inodes: 1, mark: None };
         assert_eq!(watched.take(Ok(sizes)), Some(PoolChange::Other));
         assert_eq!(watched.take(Ok(sizes)), None);
         let late = || Err(StorageError::Unreachable("/p".into()));

@@ -10,9 +10,9 @@ use crate::api::context::{Body, Caller, Links};
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
 use crate::error::Error;
-use crate::fleet::Fleet;
 use crate::fleet::image::{Image, ImageStatus, Visibility};
 use crate::fleet::instance::InstanceStatus;
+use crate::fleet::{Change, Fleet};
 use crate::ledger::now;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -115,7 +115,7 @@ async fn show(State(app): State<Shared>, caller: Caller, Path(id): Path<String>)
 }
 
 /// The record goes first, then the bytes: a crash between the two leaves a file that nobody names, never an image
-/// without its file.
+/// without its file. What other pools have of it goes as soon as their hosts answer.
 async fn delete(State(app): State<Shared>, caller: Caller, Path(id): Path<String>) -> Answer<StatusCode> {
     caller.require_member()?;
     let gone = app
@@ -136,7 +136,8 @@ async fn delete(State(app): State<Shared>, caller: Caller, Path(id): Path<String
                     instance.id
                 )));
             }
-            Ok::<_, Error>((vec![crate::fleet::Change::gone(image)], image.id))
+            let damage = fleet.damages.get(&image.id).map(Change::gone);
+            Ok::<_, Error>((damage.into_iter().chain([Change::gone(image)]).collect(), image.id))
         })
         .await?;
     app.images.remove(gone).await?;

@@ -1,10 +1,11 @@
 //! Images.
 
 use super::Time;
-use godwit_protocol::id::{ImageId, ProjectId};
+use godwit_protocol::id::{HostId, ImageId, ProjectId};
 use godwit_protocol::image::DiskFormat;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use uuid::Uuid;
 
 /// Where an image is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,4 +74,37 @@ pub struct Image {
     pub created_at: Time,
     /// When.
     pub updated_at: Time,
+}
+
+/// That an image's bytes on the pool are not those that were uploaded, as a download has found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Damage {
+    /// Which image.
+    pub image: ImageId,
+    /// In what way, for people.
+    pub how: String,
+    /// When it was found.
+    pub found_at: Time,
+}
+
+/// An image's bytes in another pool than the coordinator's, whole or on their way: noted before the first comes, and
+/// until the last is gone, so that they go with the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageCopy {
+    /// Which image.
+    pub image: ImageId,
+    /// The host that was told to bring it into its pool.
+    pub host: HostId,
+    /// The pool's mark, if it has one: each host that shows it has the copy.
+    pub pool: Option<Uuid>,
+    /// Whether all of it is there, under its name.
+    pub whole: bool,
+}
+
+impl ImageCopy {
+    /// Its key: an image is in a pool once.
+    pub fn map_key(&self) -> String {
+        let pool = self.pool.unwrap_or(self.host.0);
+        format!("{}:{pool}", self.image)
+    }
 }

@@ -1,63 +1,59 @@
 //! Images whose bytes on the pool are not those that were uploaded, as downloads have found them: told to operators, and
-//! kept until the image is deleted or the coordinator ends.
+//! kept until the image is deleted, or comes down whole again.
 
 use super::download::Broken;
+use crate::app::App;
 use crate::error::Error;
+use crate::fleet::Change;
+use crate::fleet::image::Damage;
+use crate::ledger::now;
+use crate::store::StoreError;
 use godwit_protocol::error::chain;
+use godwit_protocol::event::EventKind;
 use godwit_protocol::id::ImageId;
-use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// Told of each image that is found damaged, and in what way.
-pub(crate) type OnDamage = Box<dyn Fn(ImageId, &str) + Send + Sync>;
-
-/// What is known to be damaged. Clones are the same list.
-#[derive(Clone, Default)]
-pub struct Damages {
-    found: Arc<Mutex<BTreeMap<ImageId, String>>>,
-    on_damage: Arc<OnceLock<OnDamage>>,
+/// Tells the log why a download ended early, and operators of an image that is damaged.
+pub(super) async fn note(app: &App, image: ImageId, broken: &Broken) {
+    tracing::error!(%image, "a download was ended: {}", chain(broken));
+    let Broken::Damaged(how) = broken else { return };
+    let noted = app.ledger.change(|fleet| {
+        let known = fleet.damages.get(&image).is_some_and(|damage| damage.how == *how);
+        let is_news = fleet.images.contains_key(&image) && !known;
+        let damage = is_news.then(|| Damage { image, how: how.clone(), found_at: now() });
+        Ok::<_, StoreError>((damage.into_iter().map(Change::from).collect(), ()))
+    });
+    if let Err(error) = noted.await {
+        tracing::error!(%image, %error, "that it is damaged is not kept");
+    }
+    let at_ms = u64::try_from(now().unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
+    let pool = app.config.pool.to_string_lossy().into_owned();
+    app.events.note(at_ms, EventKind::ImageDamaged, pool, format!("image {image}: {how}"));
 }
 
-impl Damages {
-    fn found(&self) -> MutexGuard<'_, BTreeMap<ImageId, String>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells `on_damage` of each image that is found damaged from now on. Only the first such call counts.
-    pub fn on_damage(&self, on_damage: OnDamage) {
-        let _ = self.on_damage.set(on_damage);
-    }
-
-    /// Every image that was found damaged, and in what way.
-    pub fn list(&self) -> BTreeMap<ImageId, String> {
-        self.found().clone()
-    }
-
-    /// An image that is gone is damaged no more.
-    pub(super) fn forget(&self, image: ImageId) {
-        self.found().remove(&image);
-    }
-
-    /// Tells the log why a download ended early, and operators of an image that is damaged.
-    pub(super) fn note(&self, image: ImageId, broken: &Broken) {
-        tracing::error!(%image, "a download was ended: {}", chain(broken));
-        let Broken::Damaged(how) = broken else { return };
-        self.found().insert(image, how.clone());
-        if let Some(on_damage) = self.on_damage.get() {
-            on_damage(image, how);
+/// The same, before the first byte was sent: what the user is told.
+pub(super) async fn refuse(app: &App, image: ImageId, broken: Broken) -> Error {
+    note(app, image, &broken).await;
+    let what = match &broken {
+        Broken::Damaged(_) => {
+            format!("The data of image {image} is damaged on the pool. Upload it again as another image.")
         }
-    }
+        Broken::Read(_) => format!("The data of image {image} could not be read from the pool."),
+    };
+    Error::Pool { what, source: io::Error::other(broken) }
+}
 
-    /// The same, before the first byte was sent: what the user is told.
-    pub(super) fn refuse(&self, image: ImageId, broken: Broken) -> Error {
-        self.note(image, &broken);
-        let what = match &broken {
-            Broken::Damaged(_) => {
-                format!("The data of image {image} is damaged on the pool. Upload it again as another image.")
-            }
-            Broken::Read(_) => format!("The data of image {image} could not be read from the pool."),
-        };
-        Error::Pool { what, source: io::Error::other(broken) }
+/// All of an image was found to be what was uploaded.
+pub(super) async fn clear(app: &App, image: ImageId) {
+    if !app.ledger.read(|fleet| fleet.damages.contains_key(&image)) {
+        return;
+    }
+    let cleared = app.ledger.change(|fleet| {
+        let gone = fleet.damages.get(&image).map(Change::gone);
+        Ok::<_, StoreError>((gone.into_iter().collect(), ()))
+    });
+    match cleared.await {
+        Ok(()) => tracing::info!(%image, "an image that was damaged is whole again"),
+        Err(error) => tracing::error!(%image, %error, "that it is whole again is not kept"),
     }
 }

@@ -3,7 +3,8 @@
 //! whole is the one in the record. A client whose image is damaged sees its connection end early, and never a whole
 //! image that is wrong.
 
-use super::{Images, blocking};
+use super::{blocking, damages};
+use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::image::Image;
 use bytes::Bytes;
@@ -44,42 +45,54 @@ pub(super) enum Broken {
     Read(#[from] io::Error),
 }
 
-impl Images {
-    /// Opens an active image's bytes. The first chunk is checked by then.
-    ///
-    /// # Errors
-    /// [`Error::Pool`] when they are not there or damaged.
-    pub async fn download(
-        &self,
-        image: &Image,
-    ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, Error> {
-        let (path, list) = (self.path(image.id), self.digests(image.id));
-        let (id, size_bytes, sha512) = (image.id, image.size_bytes.unwrap_or_default(), image.sha512.clone());
-        let damages = self.damages.clone();
-        let told = damages.clone();
-        let opened = blocking(move || {
-            let mut download =
-                Download::open(&path, &list, size_bytes, sha512).map_err(|error| told.refuse(id, error))?;
-            let first = download.next().map_err(|error| told.refuse(id, error))?;
+/// Opens an active image's bytes. The first chunk is checked by then.
+///
+/// # Errors
+/// [`Error::Pool`] when they are not there or damaged.
+pub async fn download(
+    app: &Shared,
+    image: &Image,
+) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, Error> {
+    let (path, list) = (app.images.path(image.id), app.images.digests(image.id));
+    let (id, size_bytes, sha512) = (image.id, image.size_bytes.unwrap_or_default(), image.sha512.clone());
+    let opened = blocking(move || {
+        let open = || {
+            let mut download = Download::open(&path, &list, size_bytes, sha512)?;
+            let first = download.next()?;
             Ok((download, first))
-        });
-        let (download, first) = opened.await?;
-        let rest = stream::try_unfold(download, move |mut download| {
-            let damages = damages.clone();
-            async move {
-                // A chunk at a time: no thread is held while the client takes its time.
-                let next =
-                    tokio::task::spawn_blocking(move || download.next().map(|chunk| (chunk, download)));
-                let next = next.await.map_err(io::Error::other)?;
-                let (chunk, download) = next.map_err(|error| {
-                    damages.note(id, &error);
-                    io::Error::new(ErrorKind::InvalidData, error)
-                })?;
-                Ok(chunk.map(|chunk| (chunk, download)))
-            }
-        });
-        Ok(futures_util::StreamExt::chain(stream::iter(first.map(Ok)), rest))
+        };
+        Ok(open())
+    });
+    let (download, first) = match opened.await? {
+        Ok(opened) => opened,
+        Err(broken) => return Err(damages::refuse(app, id, broken).await),
+    };
+    if download.is_whole() {
+        damages::clear(app, id).await;
     }
+    let app = app.clone();
+    let rest = stream::try_unfold(download, move |mut download| {
+        let app = app.clone();
+        async move {
+            // A chunk at a time: no thread is held while the client takes its time.
+            let next = tokio::task::spawn_blocking(move || download.next().map(|chunk| (chunk, download)));
+            match next.await.map_err(io::Error::other)? {
+                Ok((None, _)) => Ok(None),
+                Ok((Some(chunk), download)) => {
+                    // Nobody need ask for what comes after the last byte.
+                    if download.is_whole() {
+                        damages::clear(&app, id).await;
+                    }
+                    Ok(Some((chunk, download)))
+                }
+                Err(broken) => {
+                    damages::note(&app, id, &broken).await;
+                    Err(io::Error::new(ErrorKind::InvalidData, broken))
+                }
+            }
+        }
+    });
+    Ok(futures_util::StreamExt::chain(stream::iter(first.map(Ok)), rest))
 }
 
 impl Download {
@@ -100,6 +113,11 @@ impl Download {
             Err(error) => return Err(error.into()),
         };
         Ok(Self { file, known, size_bytes, at: 0 })
+    }
+
+    /// Whether all of it was proved.
+    fn is_whole(&self) -> bool {
+        self.at == self.size_bytes
     }
 
     /// The next bytes, proved; none at the end.

@@ -58,7 +58,9 @@ impl Upload {
         let permit =
             permit.map_err(|_| Error::Unavailable("Too many uploads run; try again soon.".into()))?;
         app.ledger.read(|fleet| startable(fleet, id).map(drop))?;
-        app.images.prepare(declared_bytes).await?;
+        let has_images =
+            app.ledger.read(|fleet| fleet.images.values().any(|image| image.status == ImageStatus::Active));
+        app.images.prepare(declared_bytes, has_images).await?;
         let format = app.ledger.change(|fleet| {
             let (image, format) = startable(fleet, id)?;
             let saving = Image { status: ImageStatus::Saving, updated_at: now(), ..image.clone() };
@@ -117,15 +119,20 @@ fn startable(fleet: &Fleet, id: ImageId) -> Result<(&Image, DiskFormat), Error> 
 }
 
 impl Images {
-    /// The folder is there, and the pool has room for `need` bytes.
-    async fn prepare(&self, need: Option<u64>) -> Result<(), Error> {
+    /// The folder is there, and the pool has room for `need` bytes. Where there are images, the folder is not made: a
+    /// pool without it is not mounted.
+    async fn prepare(&self, need: Option<u64>, has_images: bool) -> Result<(), Error> {
         let folder = self.folder.clone();
         blocking(move || {
             // Not `recursive`: a pool that is not mounted must not be made up.
-            match DirBuilder::new().mode(0o755).create(&folder) {
+            let made = match has_images {
+                true => folder.metadata().map(drop),
+                false => DirBuilder::new().mode(0o755).create(&folder),
+            };
+            match made {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     return Err(Error::Unavailable(format!(
-                        "The pool {} is not there; is it mounted?",
+                        "The pool {} is not there, or has lost its folder \"images\"; is it mounted?",
                         folder.parent().unwrap_or(&folder).display()
                     )));
                 }

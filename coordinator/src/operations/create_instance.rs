@@ -2,7 +2,7 @@
 //! backwards, and the instance is in error with the reason; nothing else is left.
 
 use super::reserve::{Verdict, generation, hold};
-use super::{Context, StepError, delete_instance, in_error, journal, place, spawn};
+use super::{Context, StepError, bring_image, delete_instance, in_error, journal, place, spawn};
 use crate::app::Shared;
 use crate::error::Error;
 use crate::fleet::image::{Image, ImageStatus};
@@ -18,6 +18,7 @@ use crate::verbs;
 use crate::verbs::security_group;
 use crate::{addresses, l2};
 use base64::Engine;
+use godwit_protocol::error::ErrorKind;
 use godwit_protocol::id::{
     HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, UserId,
 };
@@ -248,7 +249,17 @@ async fn disk(context: &Context) -> Result<(), StepError> {
     let instance = context.instance()?;
     let request =
         DiskRequest { instance: instance.id, image: instance.image.clone(), size_bytes: instance.disk_bytes };
-    match context.ask(host(context)?, AgentRequest::CreateDisk(request)).await? {
+    let host = host(context)?;
+    let create = AgentRequest::CreateDisk(request);
+    let made = match context.ask(host, create.clone()).await {
+        // Its pool has not got the image.
+        Err(StepError::Host { error, .. }) if error.kind == ErrorKind::NotFound => {
+            bring_image::bring(context, host, instance.image.image, &error).await?;
+            context.ask(host, create).await?
+        }
+        made => made?,
+    };
+    match made {
         AgentReply::Disk { format } => context.update(|i| i.disk_format = Some(format)).await,
         _ => Ok(()),
     }

@@ -51,6 +51,7 @@ pub async fn request(
                     return Err(Error::Invalid(text));
                 }
             }
+            check_pool(fleet, source, wanted_target)?;
             let migration = queued(fleet, instance, source, wanted_target, user);
             let operation = journal(Verb::LiveMigrate { migration: migration.id }, id);
             let busy = Instance { task: Some(Task::Migrating), updated_at: now(), ..instance.clone() };
@@ -60,6 +61,30 @@ pub async fn request(
         .await?;
     spawn(app, operation);
     Ok(migration)
+}
+
+/// A running guest takes no disk along: it moves to hosts that have the same pool, as far as hosts have told theirs.
+fn check_pool(fleet: &Fleet, source: HostId, wanted_target: Option<HostId>) -> Result<(), Error> {
+    let name = |host: &HostId| fleet.hosts.get(host).map_or_else(|| host.to_string(), |h| h.name.clone());
+    let advice = "Live migration is for hosts of one pool. Migrate the server cold, which takes its disk along: \
+                  `openstack server migrate` without --live-migration, or `godwit server migrate --cold`.";
+    let from = name(&source);
+    match wanted_target {
+        Some(target) if fleet.are_apart(source, target) => {
+            let to = name(&target);
+            Err(Error::Invalid(format!(
+                "{to} is not on shared storage with {from}: its pool is another one. {advice}"
+            )))
+        }
+        Some(_) => Ok(()),
+        None => {
+            let mut others = fleet.hosts.keys().filter(|host| **host != source).peekable();
+            match others.peek().is_some() && others.all(|host| fleet.are_apart(source, *host)) {
+                true => Err(Error::Invalid(format!("No host is on shared storage with {from}. {advice}"))),
+                false => Ok(()),
+            }
+        }
+    }
 }
 
 /// The record of a live migration that has not begun.

@@ -50,8 +50,11 @@ impl<'a> Wish<'a> {
         Self { moves: true, ..self }
     }
 
-    fn allows(&self, host: HostId) -> bool {
-        self.only.is_none_or(|only| only == host) && !self.not.contains(&host)
+    /// Whether a host may be looked at. A guest that runs takes no disk to another pool.
+    fn allows(&self, fleet: &Fleet, host: HostId) -> bool {
+        self.only.is_none_or(|only| only == host)
+            && !self.not.contains(&host)
+            && !self.runs_on.is_some_and(|source| fleet.are_apart(source, host))
     }
 }
 
@@ -63,7 +66,7 @@ impl<'a> Wish<'a> {
 pub fn choose(fleet: &Fleet, config: &Config, wish: &Wish<'_>) -> Result<(HostId, Reservation), StepError> {
     let request = request(wish.instance)?;
     let choice = Choice { terms: terms(fleet, wish), ..choice(config) };
-    let allowed = |host: HostId| wish.allows(host) && is_up(fleet, config, host);
+    let allowed = |host: HostId| wish.allows(fleet, host) && is_up(fleet, config, host);
     let found = match wish.only.and_then(|host| fleet.roster().view(host)) {
         // Named by the user: nobody else is looked at.
         Some(host) if allowed(host.id) => place([host], &request, &choice).ok(),
@@ -116,8 +119,9 @@ pub async fn why_not(ledger: &Ledger, config: &Config, sought: &Sought) -> Resul
     let wish = sought.wish();
     let request = request(wish.instance)?;
     let choice = |fleet: &Fleet| Choice { terms: terms(fleet, &wish), ..choice(config) };
-    let hosts: Vec<HostId> = ledger
-        .read(|fleet| fleet.roster().views().map(|host| host.id).filter(|host| wish.allows(*host)).collect());
+    let hosts: Vec<HostId> = ledger.read(|fleet| {
+        fleet.roster().views().map(|host| host.id).filter(|host| wish.allows(fleet, *host)).collect()
+    });
     let mut refusals = Vec::with_capacity(hosts.len());
     for hosts in hosts.chunks(AT_ONCE) {
         let looked_at: Result<Vec<HostRefusal>, HostId> = ledger.read(|fleet| {
@@ -141,7 +145,7 @@ pub async fn why_not(ledger: &Ledger, config: &Config, sought: &Sought) -> Resul
     let among = nearest.into_iter().take(NEAREST).map(|(_, host)| host);
     let change = ledger.read(|fleet| {
         let choice = choice(fleet);
-        let allowed = |host: &HostView| wish.allows(host.id);
+        let allowed = |host: &HostView| wish.allows(fleet, host.id);
         let changes = changes(fleet, config, &request, &choice, among, allowed, LOOKS);
         changes.first().map(ToString::to_string)
     });

@@ -50,6 +50,30 @@ pub enum StepError {
     Failed(String),
 }
 
+/// For how long something that breaks is tried again while nothing moves.
+pub(super) struct Patience {
+    least: Duration,
+    moved: Instant,
+}
+
+impl Patience {
+    /// `host_patience_seconds` from now on.
+    pub(super) fn new(context: &Context) -> Self {
+        let least = Duration::from_secs(context.app.config.host_patience_seconds);
+        Self { least, moved: Instant::now() }
+    }
+
+    /// It moves.
+    pub(super) fn renew(&mut self) {
+        self.moved = Instant::now();
+    }
+
+    /// Whether it is worth another try.
+    pub(super) fn lasts(&self) -> bool {
+        self.moved.elapsed() < self.least
+    }
+}
+
 /// A running operation, to its steps.
 pub struct Context {
     /// The coordinator.
@@ -141,7 +165,8 @@ impl Context {
         }
     }
 
-    fn hosts_may_come(&self) -> bool {
+    /// Whether it is too early to say what hosts there are.
+    pub(super) fn hosts_may_come(&self) -> bool {
         let patience = Duration::from_millis(self.app.config.heartbeat_ms) * LOST_AFTER;
         let unheard = |fleet: &Fleet| fleet.hosts.keys().any(|host| !fleet.observed.contains_key(host));
         self.app.agents.age() < patience && self.app.ledger.read(unheard)

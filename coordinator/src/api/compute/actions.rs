@@ -168,14 +168,19 @@ async fn migrate_live(app: &Shared, asked: &Asked, id: InstanceId, argument: Val
     asked.caller.require_admin()?;
     let mut a = Attributes::of(argument, "os-migrateLive")?;
     let host = a.text("host")?;
-    // Disks are on the pool that all hosts share: they are never copied, and nothing can be overcommitted.
+    // Disks are on the pool that both hosts share: they are not copied, and nothing can be overcommitted.
     let mut harmless = vec![json!(false), json!("False")];
     if asked.since(25) {
         harmless.push(json!("auto"));
     } else {
         a.inert("disk_over_commit", &harmless)?;
     }
-    a.inert("block_migration", &harmless)?;
+    if let Some(value) = a.take("block_migration").filter(|value| !harmless.contains(value)) {
+        return Err(Fault::bad_request(format!(
+            "block_migration = {value} is not supported here: the disk of a server that runs is not copied. Leave it out, \
+             or migrate the server cold, which takes its disk along."
+        )));
+    }
     if asked.since(30) && !asked.since(68) {
         a.inert("force", &[json!(false), json!("False")])?;
     }

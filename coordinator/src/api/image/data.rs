@@ -4,7 +4,7 @@ use super::{body, fault, find, find_own, is_active};
 use crate::api::context::Caller;
 use crate::api::fault::{Answer, Fault};
 use crate::app::Shared;
-use crate::images::Upload;
+use crate::images::{self, Upload};
 use axum::body::{Body, BodyDataStream};
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName};
@@ -105,7 +105,7 @@ pub(super) async fn download(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let size = image.size_bytes.unwrap_or_default();
-    let mut response = Body::from_stream(app.images.download(&image).await?).into_response();
+    let mut response = Body::from_stream(images::download(&app, &image).await?).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, axum::http::HeaderValue::from_static("application/octet-stream"));
     headers.insert(CONTENT_LENGTH, size.into());

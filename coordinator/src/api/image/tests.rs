@@ -101,6 +101,22 @@ async fn an_upload_of_either_kind_is_active_with_its_digests_and_comes_down_as_i
     }
 }
 
+#[tokio::test]
+async fn a_pool_that_is_not_mounted_takes_no_upload_where_there_are_images() {
+    let api = Api::new().await;
+    let first = image(&api, "raw").await;
+    assert_eq!(put(&api, &first, &[], whole(&[7; 600])).await.status, 204);
+    let folder = api.app.config.pool.join("images");
+    std::fs::rename(&folder, api.app.config.pool.join("away")).unwrap();
+    let second = image(&api, "raw").await;
+    let refused = put(&api, &second, &[], whole(&[7; 600])).await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.text().contains("is it mounted?"), "{}", refused.text());
+    assert!(!folder.exists(), "nothing is made up in its place");
+    std::fs::rename(api.app.config.pool.join("away"), &folder).unwrap();
+    assert_eq!(put(&api, &second, &[], whole(&[7; 600])).await.status, 204);
+}
+
 /// A byte of a file becomes another one; the file's time does not tell.
 fn flip(path: &std::path::Path, at: u64) {
     let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
@@ -133,7 +149,7 @@ async fn a_download_of_a_damaged_image_ends_before_the_damage_and_is_told() {
         }
         let file = format!("/image/v2/images/{id}/file");
         assert!(api.get(&file).await.bytes == bytes, "it is whole so far");
-        assert!(api.app.images.damages.list().is_empty());
+        assert!(api.app.ledger.read(|fleet| fleet.damages.is_empty()));
         flip(&path(&id), at as u64);
         match (come, api.download(&file).await) {
             (Some(come), (status, came, end)) => {
@@ -154,7 +170,7 @@ async fn a_download_of_a_damaged_image_ends_before_the_damage_and_is_told() {
         assert_eq!(event["host"], "coordinator");
         assert!(event["reason"].to_string().contains(&id), "{events}");
         assert_eq!(api.delete(&format!("/image/v2/images/{id}")).await.status, 204);
-        assert!(api.app.images.damages.list().is_empty());
+        assert!(api.app.ledger.read(|fleet| fleet.damages.is_empty()));
     }
     // A list that does not prove itself proves nothing else.
     let id = image(&api, "raw").await;

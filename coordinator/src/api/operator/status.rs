@@ -21,7 +21,8 @@ pub(super) async fn show(State(app): State<Shared>, caller: Caller) -> Answer<Js
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
         let hosts: Vec<Value> = hosts.into_iter().map(|host| summary(fleet, &app.config, host)).collect();
         let mut problems = problems(fleet, &hosts);
-        problems.extend(app.images.damages.list().into_iter().map(|(image, how)| {
+        problems.extend(fleet.damages.values().map(|damage| {
+            let (image, how) = (damage.image, &damage.how);
             format!("image {image} is damaged on the pool, upload it again as another one: {how}")
         }));
         json!({

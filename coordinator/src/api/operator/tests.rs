@@ -15,6 +15,7 @@ use godwit_protocol::request::HostReport;
 use godwit_protocol::reservation::{Aspect, Drift};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
 
 async fn ask(api: &Api, who: As, method: Method, path: &str, body: Value) -> Answer {
     api.ask(who, method, &format!("/operator/v1{path}"), &[], body).await
@@ -422,7 +423,7 @@ async fn a_pool_is_shown_once_with_every_host_that_reports_it() {
     let name = listed["pools"][0]["name"].as_str().expect("has a name").to_owned();
     let shown = ask(&api, As::Admin, Method::GET, &format!("/pools/{name}"), Value::Null).await.json();
     assert_eq!(shown["pool"], listed["pools"][0]);
-    assert_eq!(shown["pool"]["id"], shown["pool"]["name"], "clients know things by their ids");
+    assert_eq!(shown["pool"]["id"], shown["pool"]["name"], "without a mark it is known by its name");
     assert_eq!(shown["pool"]["free_bytes"], json!(1_u64 << 40), "as a host that reaches it says");
     assert_eq!(
         shown["pool"]["hosts"],
@@ -433,4 +434,41 @@ async fn a_pool_is_shown_once_with_every_host_that_reports_it() {
         ])
     );
     assert_eq!(ask(&api, As::Admin, Method::GET, "/pools/none", Value::Null).await.status, 404);
+}
+
+#[tokio::test]
+async fn pools_in_folders_of_one_name_are_told_apart_by_their_marks() {
+    let api = Api::new().await;
+    let marks = [Uuid::from_u128(2), Uuid::from_u128(1)];
+    for (number, mark) in [(1, 0), (2, 1), (3, 0)] {
+        let plain = inventory(&format!("h{number}"), 4);
+        let pools = vec![PoolReport { mark: Some(marks[mark]), ..plain.pools[0].clone() }];
+        let host = Host {
+            id: HostId::random(),
+            number,
+            name: format!("h{number}"),
+            enabled: true,
+            disabled_reason: None,
+            drain: None,
+            inventory: Some(Inventory { pools, ..plain }),
+            joined_at: now(),
+            key_digest: String::new(),
+        };
+        change(&api, vec![host.into()]).await;
+    }
+    let listed = ask(&api, As::Admin, Method::GET, "/pools", Value::Null).await.json();
+    let seen = |index: usize| {
+        let hosts = listed["pools"][index]["hosts"].as_array().expect("is a list");
+        let hosts: Vec<&str> = hosts.iter().filter_map(|host| host["host"].as_str()).collect();
+        (listed["pools"][index]["id"].clone(), hosts)
+    };
+    assert_eq!(seen(0), (json!(marks[0]), vec!["h1", "h3"]), "{listed}");
+    assert_eq!(seen(1), (json!(marks[1]), vec!["h2"]));
+    assert_eq!(listed["pools"].as_array().map(Vec::len), Some(2));
+    let path = format!("/pools/{}", marks[1]);
+    let shown = ask(&api, As::Admin, Method::GET, &path, Value::Null).await.json();
+    assert_eq!(shown["pool"], listed["pools"][1]);
+    let name = listed["pools"][0]["name"].as_str().expect("has a name");
+    let both = ask(&api, As::Admin, Method::GET, &format!("/pools/{name}"), Value::Null).await;
+    assert_eq!(both.status, 409, "{}", both.text());
 }

@@ -1,0 +1,89 @@
+//! What other pools have of images goes with the images: also on hosts that are away when an image is deleted, once they
+//! are back; and so goes what came of an image for nobody who still wants it.
+
+use crate::app::Shared;
+use crate::fleet::image::ImageCopy;
+use crate::fleet::instance::InstanceStatus;
+use crate::fleet::{Change, Fleet};
+use crate::store::StoreError;
+use godwit_protocol::id::{HostId, ImageId};
+use godwit_protocol::request::{AgentReply, AgentRequest};
+use std::time::Duration;
+
+/// Looks at all copies until the process ends.
+pub async fn run(app: Shared) {
+    let heartbeat = Duration::from_millis(app.config.heartbeat_ms);
+    loop {
+        tokio::time::sleep(heartbeat).await;
+        for copy in app.ledger.read(due) {
+            if let Err(error) = settle(&app, &copy).await {
+                tracing::error!(image = %copy.image, %error, "what another pool has of it is looked at again");
+            }
+        }
+    }
+}
+
+/// Copies of images that are gone, and what has come of others and is wanted by nobody.
+fn due(fleet: &Fleet) -> Vec<ImageCopy> {
+    fleet.image_copies.values().filter(|copy| is_due(fleet, copy)).cloned().collect()
+}
+
+fn is_due(fleet: &Fleet, copy: &ImageCopy) -> bool {
+    !fleet.images.contains_key(&copy.image) || !copy.whole && !is_wanted(fleet, copy.image)
+}
+
+fn is_wanted(fleet: &Fleet, image: ImageId) -> bool {
+    let mut instances = fleet.instances.values();
+    instances.any(|instance| instance.image.image == image && instance.status == InstanceStatus::Building)
+}
+
+/// Asks a host of the pool to remove it, and notes what is left: of an image that is not deleted, all of it may have come
+/// just before the coordinator stopped.
+async fn settle(app: &Shared, copy: &ImageCopy) -> Result<(), StoreError> {
+    let flight = app.images.flights.of(copy);
+    // Somebody brings it.
+    let Ok(_turn) = flight.turn.try_lock() else { return Ok(()) };
+    let key = copy.map_key();
+    let now = |fleet: &Fleet| {
+        let copy = fleet.image_copies.get(&key).filter(|copy| is_due(fleet, copy))?;
+        Some((!fleet.images.contains_key(&copy.image), hosts(fleet, copy)))
+    };
+    let Some((whole, hosts)) = app.ledger.read(now) else { return Ok(()) };
+    let is_there = match hosts.iter().find(|host| app.agents.is_connected(**host)) {
+        // Nobody will come back who could. A host that has another pool for now may have this one again.
+        None if !app.ledger.read(|fleet| hosts.is_empty() && !fleet.hosts.contains_key(&copy.host)) => {
+            return Ok(());
+        }
+        None => false,
+        Some(host) => {
+            let request = AgentRequest::DropImage { image: copy.image, whole };
+            match app.agents.call(*host, request).await {
+                Ok(AgentReply::Image { used_bytes }) => used_bytes.is_some(),
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    tracing::debug!(image = %copy.image, %host, %error, "its copy is removed later");
+                    return Ok(());
+                }
+            }
+        }
+    };
+    app.ledger
+        .change(|fleet| {
+            let Some(copy) = fleet.image_copies.get(&key) else { return Ok((vec![], ())) };
+            let change = match is_there && !whole {
+                true => ImageCopy { whole: true, ..copy.clone() }.into(),
+                false => Change::gone(copy),
+            };
+            Ok((vec![change], ()))
+        })
+        .await
+}
+
+/// Hosts that have the pool, as far as is known.
+fn hosts(fleet: &Fleet, copy: &ImageCopy) -> Vec<HostId> {
+    let has = |host: &HostId| match copy.pool {
+        Some(pool) => fleet.pool_mark(*host) == Some(pool),
+        None => *host == copy.host,
+    };
+    fleet.hosts.keys().copied().filter(has).collect()
+}
