@@ -1,7 +1,7 @@
 //! qcow2 images: which guest bytes lie where in the file. The tables are read and written by `imago`; the bytes
 //! themselves go through our own loops. The only file that names `imago`.
 
-use crate::storage::qcow2::{HEADER_BYTES, Header, HeaderError, check_tables};
+use crate::storage::qcow2::{HEADER_BYTES, Header, HeaderError, check_extensions, check_tables};
 use imago::file::File as Storage;
 use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
 use imago::{
@@ -56,20 +56,21 @@ pub(super) enum ImageError {
 /// # Errors
 /// [`ImageError`].
 pub(super) fn read_header(file: &File) -> Result<Header, ImageError> {
-    Ok(Header::parse(&read_head(file).map_err(ImageError::Tables)?)?)
+    Ok(Header::parse(&read_start(file, HEADER_BYTES).map_err(ImageError::Tables)?)?)
 }
 
-fn read_head(file: &File) -> io::Result<Vec<u8>> {
-    let mut head = vec![0; HEADER_BYTES];
+/// The first bytes of a file, or all that it has.
+fn read_start(file: &File, length: usize) -> io::Result<Vec<u8>> {
+    let mut start = vec![0; length];
     let mut filled = 0;
-    while filled < head.len() {
-        match file.read_at(&mut head[filled..], filled as u64)? {
+    while filled < start.len() {
+        match file.read_at(&mut start[filled..], filled as u64)? {
             0 => break,
             length => filled += length,
         }
     }
-    head.truncate(filled);
-    Ok(head)
+    start.truncate(filled);
+    Ok(start)
 }
 
 /// Whether a file begins as qcow2 does.
@@ -93,9 +94,12 @@ impl Image {
     /// # Errors
     /// [`ImageError`].
     pub(super) fn open(file: &File) -> Result<Self, ImageError> {
-        let head = read_head(file).map_err(ImageError::Tables)?;
+        let head = read_start(file, HEADER_BYTES).map_err(ImageError::Tables)?;
         let header = Header::parse(&head)?;
         check_tables(&head, file.metadata().map_err(ImageError::Tables)?.len())?;
+        if header.version == 3 {
+            check_extensions(&read_start(file, header.cluster_bytes as usize).map_err(ImageError::Tables)?)?;
+        }
         let mut image = Self::open_as(file, false).map_err(ImageError::Tables)?;
         image.cluster_bytes = header.cluster_bytes;
         Ok(image)

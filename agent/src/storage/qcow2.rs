@@ -132,6 +132,29 @@ pub fn check_tables(bytes: &[u8], file_bytes: u64) -> Result<(), HeaderError> {
     Ok(())
 }
 
+/// Bytes of one entry in a table of feature names.
+const FEATURE_NAME_BYTES: usize = 48;
+
+/// Looks at the extensions behind a head of version 3, which lie in the first cluster: a table of feature names that
+/// ends within an entry makes its reader panic. `cluster` is as much of that cluster as the file has.
+///
+/// # Errors
+/// [`HeaderError::Nonsense`].
+pub fn check_extensions(cluster: &[u8]) -> Result<(), HeaderError> {
+    const FEATURE_NAMES: u32 = 0x6803_f857;
+    let mut offset = u32_at(cluster, 100)? as usize;
+    loop {
+        // The reader takes what is behind the file's end for zeros, and type 0 for the last.
+        let Ok(kind) = u32_at(cluster, offset) else { return Ok(()) };
+        let length = u32_at(cluster, offset + 4)? as usize;
+        match kind {
+            0 => return Ok(()),
+            FEATURE_NAMES if !length.is_multiple_of(FEATURE_NAME_BYTES) => return Err(HeaderError::Nonsense),
+            _ => offset += 8 + length.next_multiple_of(8),
+        }
+    }
+}
+
 fn u32_at(bytes: &[u8], offset: usize) -> Result<u32, HeaderError> {
     let field = bytes.get(offset..).and_then(|rest| rest.first_chunk()).ok_or(HeaderError::Nonsense)?;
     Ok(u32::from_be_bytes(*field))
@@ -211,6 +234,24 @@ pub(crate) mod tests {
         }
     }
 
+    #[test]
+    fn a_table_of_feature_names_that_ends_within_a_name_is_refused() {
+        let with = |extensions: &[(u32, u32)]| {
+            let mut cluster = header(1 << 20);
+            cluster[100..104].copy_from_slice(&104_u32.to_be_bytes());
+            for (kind, length) in extensions {
+                cluster.extend(kind.to_be_bytes());
+                cluster.extend(length.to_be_bytes());
+                cluster.resize(cluster.len() + length.next_multiple_of(8) as usize, 0);
+            }
+            check_extensions(&cluster)
+        };
+        assert_eq!(with(&[(1, 5), (0x6803_f857, 96), (0, 0)]), Ok(()));
+        assert_eq!(with(&[(1, 5), (0x6803_f857, 49), (0, 0)]), Err(HeaderError::Nonsense));
+        assert_eq!(with(&[(0, 0), (0x6803_f857, 49)]), Ok(()), "behind the last");
+        assert_eq!(with(&[]), Ok(()));
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(tail in proptest::collection::vec(any::<u8>(), 0..128)) {
@@ -218,6 +259,7 @@ pub(crate) mod tests {
             bytes.extend(tail);
             if Header::parse(&bytes).is_ok() {
                 let _ = check_tables(&bytes, 1 << 20);
+                let _ = check_extensions(&bytes);
             }
         }
     }
