@@ -1,8 +1,14 @@
 //! `GET /metrics`: what every module counts, as text. The scrape is the clock.
 
+mod text;
+
+pub use text::Text;
+
 use crate::config::MetricsListen;
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use futures_util::stream;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -18,10 +24,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 /// Scrapers that are served at once; more wait.
 const MAX_CONNECTIONS: usize = 16;
+
+/// Pieces of a text that wait for the scraper.
+const MAX_PIECES: usize = 2;
 
 /// For a scraper to send its request.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,7 +47,7 @@ pub struct ListenError {
 /// A module that writes its series itself: those that are too many for a registry's types.
 pub trait Exposition: Send + Sync {
     /// Adds its series to a scrape, in Prometheus' text format. Their names are no other module's.
-    fn write(&self, text: &mut String);
+    fn write(&self, text: &mut Text<'_>);
 }
 
 /// All that a scrape asks.
@@ -48,10 +58,17 @@ struct Sources {
 }
 
 impl Sources {
-    fn scrape(&self) -> Result<String, prometheus::Error> {
-        let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+    /// What the registry has. Nothing else can fail as a whole.
+    fn gather(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Sends that, and what modules write. A scraper that is gone takes no more.
+    fn send(&self, gathered: &str, pieces: &mpsc::Sender<Bytes>) {
+        let mut take = |piece: String| drop(pieces.blocking_send(piece.into()));
+        let mut text = Text::new(&mut take);
+        text.push(gathered);
         self.texts.iter().for_each(|source| source.write(&mut text));
-        Ok(text)
     }
 }
 
@@ -135,16 +152,19 @@ async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin, sources: Sources
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    sources: Sources,
-) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
-    let plain = |status, text: String| {
+/// The error is that of a module that has panicked: the answer is cut off, for the scraper to see that it is not whole.
+type Body = UnsyncBoxBody<Bytes, JoinError>;
+
+async fn answer(request: Request<Incoming>, sources: Sources) -> Result<Response<Body>, hyper::http::Error> {
+    let respond = |status, body| {
         Response::builder()
             .status(status)
             .header(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")
             .header(ALLOW, "GET")
-            .body(Full::new(Bytes::from(text)))
+            .body(body)
+    };
+    let plain = |status, text: String| {
+        respond(status, Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync())
     };
     if request.uri().path() != "/metrics" {
         return plain(StatusCode::NOT_FOUND, "there is only /metrics here\n".to_owned());
@@ -153,12 +173,24 @@ async fn answer(
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
     }
     // Collectors read kernel maps: not for a thread that heartbeats need.
-    let text = tokio::task::spawn_blocking(move || sources.scrape());
-    match text.await {
-        Ok(Ok(text)) => plain(StatusCode::OK, text),
+    let of_registry = sources.clone();
+    match spawn_blocking(move || of_registry.gather()).await {
+        Ok(Ok(gathered)) => respond(StatusCode::OK, sending(sources, gathered)),
         Ok(Err(error)) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
+}
+
+/// The text, as it is being written.
+fn sending(sources: Sources, gathered: String) -> Body {
+    let (sender, pieces) = mpsc::channel(MAX_PIECES);
+    let writing = spawn_blocking(move || sources.send(&gathered, &sender));
+    type Writing = Option<JoinHandle<()>>;
+    let next = async |(mut pieces, writing): (mpsc::Receiver<Bytes>, Writing)| match pieces.recv().await {
+        Some(piece) => Some((Ok(Frame::data(piece)), (pieces, writing))),
+        None => writing?.await.err().map(|error| (Err(error), (pieces, None))),
+    };
+    StreamBody::new(stream::unfold((pieces, Some(writing)), next)).boxed_unsync()
 }
 
 /// What the agent itself is and costs.

@@ -53,11 +53,19 @@ pub trait HostNetwork: Send + Sync {
         Ok(())
     }
 
-    /// Removes the taps of guests that nobody has open, but for these.
+    /// The taps of guests that nobody has open.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn unused_taps(&self) -> Result<BTreeSet<String>, NetworkError> {
+        Ok(BTreeSet::new())
+    }
+
+    /// Removes those of these taps that nobody has open.
     ///
     /// # Errors
     /// The kernel refuses.
-    fn prune_taps(&self, _keep: &BTreeSet<String>) -> Result<(), NetworkError> {
+    fn discard_taps(&self, _taps: &BTreeSet<String>) -> Result<(), NetworkError> {
         Ok(())
     }
 

@@ -10,6 +10,7 @@ pub mod filter;
 mod pins;
 pub mod plane;
 mod ports;
+mod query;
 mod series;
 mod shared;
 mod tables;

@@ -53,8 +53,12 @@ impl<N: HostNetwork> HostNetwork for Filtered<N> {
         self.networks.open_taps(taps)
     }
 
-    fn prune_taps(&self, keep: &BTreeSet<String>) -> Result<(), NetworkError> {
-        self.networks.prune_taps(keep)
+    fn unused_taps(&self) -> Result<BTreeSet<String>, NetworkError> {
+        self.networks.unused_taps()
+    }
+
+    fn discard_taps(&self, taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        self.networks.discard_taps(taps)
     }
 
     fn refresh(&self) {

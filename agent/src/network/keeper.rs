@@ -49,9 +49,12 @@ impl Keeper {
     /// See [`HostNetwork::ensure`]; or it cannot be remembered.
     pub fn ensure(&self, wanted: &NetworkWanted) -> Result<Changes, RequestError> {
         let _turn = self.turn();
+        let before = self.wanted.get(wanted.vni);
         self.wanted.keep(wanted).map_err(not_kept)?;
         let changes = self.network.ensure(wanted)?;
-        self.prune();
+        let own: BTreeSet<String> = ports(wanted).collect();
+        // Of this network only: no order looks at all links of the host.
+        self.discard(before.iter().flat_map(ports).filter(|tap| !own.contains(tap)).collect());
         Ok(changes)
     }
 
@@ -78,10 +81,14 @@ impl Keeper {
         }
     }
 
-    /// Removes taps that are no wanted port's. While QEMU has one open it stays, until the next look.
-    fn prune(&self) {
-        let keep = self.wanted.all().iter().flat_map(ports).collect();
-        if let Err(error) = self.network.prune_taps(&keep) {
+    /// Removes those of these taps that are no wanted port's. While QEMU has one open it stays, until the next look.
+    fn discard(&self, mut taps: BTreeSet<String>) {
+        if taps.is_empty() {
+            return;
+        }
+        let wanted = self.wanted.taps();
+        taps.retain(|tap| !wanted.contains(tap));
+        if let Err(error) = self.network.discard_taps(&taps) {
             tracing::error!("a tap is left: {}", godwit_protocol::error::chain(&error));
         }
     }
@@ -92,9 +99,10 @@ impl Keeper {
     /// See [`HostNetwork::remove`]; or it cannot be forgotten.
     pub fn remove(&self, vni: u32) -> Result<bool, RequestError> {
         let _turn = self.turn();
+        let before = self.wanted.get(vni);
         self.wanted.forget(vni).map_err(not_kept)?;
         let found = self.network.remove(vni)?;
-        self.prune();
+        self.discard(before.iter().flat_map(ports).collect());
         Ok(found)
     }
 
@@ -116,10 +124,15 @@ impl Keeper {
     /// only for a repair.
     pub fn check(&self) {
         self.network.refresh();
-        {
-            // A tap that is made meanwhile is wanted, and must be known to be.
-            let _turn = self.turn();
-            self.prune();
+        match self.network.unused_taps() {
+            Ok(unused) => {
+                // A tap that is wanted meanwhile must be known to be.
+                let _turn = self.turn();
+                self.discard(unused);
+            }
+            Err(error) => {
+                tracing::error!("taps are not looked at: {}", godwit_protocol::error::chain(&error))
+            }
         }
         let found = match self.network.observe() {
             Ok(found) => found,

@@ -3,6 +3,7 @@
 mod forwarding;
 mod host;
 mod links;
+mod message;
 mod neighbours;
 mod provided;
 mod socket;
@@ -33,7 +34,10 @@ pub struct Netlink {
     /// Links of the host by the name of their physical network.
     physical: BTreeMap<String, String>,
     stands_in: bool,
+    /// For orders.
     conversation: Mutex<Conversation>,
+    /// For looks at all that there is, which no order waits for.
+    looks: Mutex<Conversation>,
 }
 
 /// What the configuration says of the underlay; what it leaves out is found by the routing table.
@@ -53,10 +57,12 @@ impl Netlink {
     /// # Errors
     /// The kernel offers no netlink socket, or neither the choice nor the routing table tells the underlay.
     pub fn open(choice: &UnderlayChoice) -> Result<Self, NetworkError> {
-        let mut conversation = Conversation::open().map_err(|error| kernel("be asked by netlink", error))?;
+        let open = || Conversation::open().map_err(|error| kernel("be asked by netlink", error));
+        let mut conversation = open()?;
         let (underlay_link, underlay_address) = choose(&mut conversation, choice)?;
-        let (physical, conversation) = (BTreeMap::new(), Mutex::new(conversation));
-        Ok(Self { underlay_link, underlay_address, physical, stands_in: false, conversation })
+        let (conversation, looks) = (Mutex::new(conversation), Mutex::new(open()?));
+        let physical = BTreeMap::new();
+        Ok(Self { underlay_link, underlay_address, physical, stands_in: false, conversation, looks })
     }
 
     /// The same with links for flat and VLAN networks, by the name of their physical network.
@@ -85,6 +91,10 @@ impl Netlink {
     fn conversation(&self) -> MutexGuard<'_, Conversation> {
         // A panic in between leaves at most half an answer unread, which the next request skips.
         self.conversation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn looks(&self) -> MutexGuard<'_, Conversation> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find_underlay(&self, conversation: &mut Conversation) -> Result<(u32, Underlay), NetworkError> {
@@ -158,18 +168,24 @@ impl HostNetwork for Netlink {
         Ok(())
     }
 
-    fn prune_taps(&self, keep: &BTreeSet<String>) -> Result<(), NetworkError> {
+    fn unused_taps(&self) -> Result<BTreeSet<String>, NetworkError> {
+        let links = links::collect(&mut self.looks())?;
+        Ok(links.into_iter().filter(LinkState::is_unused_tap).map(|link| link.name).collect())
+    }
+
+    fn discard_taps(&self, taps: &BTreeSet<String>) -> Result<(), NetworkError> {
         let conversation = &mut *self.conversation();
-        let links = links::collect(conversation)?;
-        for link in links.iter().filter(|link| link.is_unused_tap() && !keep.contains(&link.name)) {
-            links::remove(conversation, link)?;
-            tracing::debug!(tap = link.name, "removed");
+        for name in taps {
+            if let Some(link) = links::find(conversation, name)?.filter(LinkState::is_unused_tap) {
+                links::remove(conversation, &link)?;
+                tracing::debug!(tap = link.name, "removed");
+            }
         }
         Ok(())
     }
 
     fn observe(&self) -> Result<Vec<NetworkReported>, NetworkError> {
-        let conversation = &mut *self.conversation();
+        let conversation = &mut *self.looks();
         let links = links::collect(conversation)?;
         let mut entries = forwarding::collect(conversation, None)
             .map_err(|error| kernel("list forwarding entries", error))?;
@@ -191,15 +207,15 @@ impl HostNetwork for Netlink {
     }
 
     fn links(&self) -> Result<Vec<Link>, NetworkError> {
-        host::collect_links(&mut self.conversation(), Path::new("/sys"))
+        host::collect_links(&mut self.looks(), Path::new("/sys"))
     }
 
     fn underlay(&self) -> Result<Underlay, NetworkError> {
-        self.find_underlay(&mut self.conversation()).map(|(_, underlay)| underlay)
+        self.find_underlay(&mut self.looks()).map(|(_, underlay)| underlay)
     }
 
     fn physical_networks(&self) -> Result<Vec<PhysicalNetwork>, NetworkError> {
-        let conversation = &mut *self.conversation();
+        let conversation = &mut *self.looks();
         let mut found = Vec::new();
         for (name, link) in &self.physical {
             if let Some(state) = links::find(conversation, link)? {

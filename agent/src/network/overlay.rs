@@ -51,8 +51,12 @@ impl HostNetwork for Overlay {
         self.links.open_taps(taps)
     }
 
-    fn prune_taps(&self, keep: &BTreeSet<String>) -> Result<(), NetworkError> {
-        self.links.prune_taps(keep)
+    fn unused_taps(&self) -> Result<BTreeSet<String>, NetworkError> {
+        self.links.unused_taps()
+    }
+
+    fn discard_taps(&self, taps: &BTreeSet<String>) -> Result<(), NetworkError> {
+        self.links.discard_taps(taps)
     }
 
     fn refresh(&self) {

@@ -4,7 +4,7 @@
 use crate::state::{StateError, read_json, write_atomic};
 use godwit_protocol::network::{LocalPort, NetworkWanted};
 use godwit_protocol::port::tap_name;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,11 @@ impl WantedNetworks {
     /// All of them, in the order of their numbers.
     pub fn all(&self) -> Vec<NetworkWanted> {
         self.lock().values().cloned().collect()
+    }
+
+    /// The taps of all their ports.
+    pub fn taps(&self) -> BTreeSet<String> {
+        self.lock().values().flat_map(|wanted| &wanted.ports).map(|port| tap_name(port.port)).collect()
     }
 
     /// One of them.

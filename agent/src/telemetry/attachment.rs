@@ -1,7 +1,7 @@
 //! A program of ours on a link, pinned so that it outlives the agent.
 
-use super::TelemetryError;
 use super::pins::Pins;
+use super::{TelemetryError, query};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType};
 use aya::programs::{LinkOrder, ProgramError, ProgramInfo};
@@ -96,15 +96,8 @@ impl Place<'_> {
 
     /// Whether the link has this very program.
     pub(super) fn holds(&self, program: &ProgramInfo) -> Result<bool, TelemetryError> {
-        if nix::net::if_::if_nametoindex(self.link).is_err() {
-            return Ok(false);
-        }
-        match SchedClassifier::query_tcx(self.link, self.side) {
-            Ok((_, attached)) => Ok(attached.iter().any(|info| info.id() == program.id())),
-            // Gone between the two calls.
-            Err(_) if nix::net::if_::if_nametoindex(self.link).is_err() => Ok(false),
-            Err(source) => Err(self.program_error("looked for", source)),
-        }
+        let Ok(link) = nix::net::if_::if_nametoindex(self.link) else { return Ok(false) };
+        query::has(link, self.side, program.id()).map_err(|error| self.error("looked for", error))
     }
 
     pub(super) fn program_error(&self, action: &'static str, source: ProgramError) -> TelemetryError {

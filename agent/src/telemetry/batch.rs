@@ -61,8 +61,10 @@ fn walk<K: Pod, V: Pod>(map: BorrowedFd<'_>, cpus: usize, mut take: impl FnMut(K
     let (mut at, mut next) = (0_u32, 0_u32);
     let mut is_first = true;
     let mut room = ENTRIES;
+    let (mut keys, mut values) = (Vec::<K>::new(), Vec::<V>::new());
     loop {
-        let (mut keys, mut values) = (Vec::<K>::new(), Vec::<V>::new());
+        keys.clear();
+        values.clear();
         keys.reserve_exact(room as usize);
         values.reserve_exact(room as usize * cpus);
         let mut attributes = Attributes {

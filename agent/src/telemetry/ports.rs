@@ -1,7 +1,6 @@
 //! The programs on guests' taps, and what each port may do.
 
-use super::TelemetryError;
-use super::attachment::{Place, outside};
+use super::attachment::outside;
 use super::batch;
 use super::pins::{Content, Pins};
 use super::shared::{
@@ -11,6 +10,7 @@ use super::shared::{
 use super::tables::number;
 use super::taps::{TapPrograms, each_present, name_of};
 use super::vxlan::{Cost, cost};
+use super::{TelemetryError, query};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap};
 #[cfg(test)]
@@ -169,8 +169,9 @@ impl Ports {
             full |= !inserted(PORTS_MAP, self.ports.insert(index, value, 0))?;
             self.generation.next()?;
         }
-        let stale: Vec<Rule> =
-            self.rules.iter().filter(|rule| rule.0.link == index && !rules.contains(rule)).copied().collect();
+        let first = Allowed { link: index, mac: [0; 6], family: 0, address: [0; 16] };
+        let own = self.rules.range((first, 0, 0)..).take_while(|rule| rule.0.link == index);
+        let stale: Vec<Rule> = own.filter(|rule| !rules.contains(rule)).copied().collect();
         for rule in stale {
             removed(ALLOWED_MAP, self.allowed.remove(&entry(&rule).0))?;
             self.rules.remove(&rule);
@@ -241,26 +242,26 @@ impl Ports {
 
     /// Taps that are there and have both programs, and those that lack one.
     pub(super) fn attached(&self) -> (usize, usize) {
-        let there = self.wanted.keys().filter(|tap| nix::net::if_::if_nametoindex(tap.as_str()).is_ok());
-        let (on, off): (Vec<_>, Vec<_>) = there.partition(|tap| self.is_attached(tap));
+        let number = |program| Some(self.ebpf.program(program)?.info().ok()?.id());
+        let programs = SIDES.map(|(program, side)| (side, number(program)));
+        let has = |link, side, program| query::has(link, side, program).unwrap_or(false);
+        let has_both = |link: &u32| {
+            programs.iter().all(|(side, id)| id.is_some_and(|program| has(*link, *side, program)))
+        };
+        let there = self.wanted.keys().filter_map(|tap| nix::net::if_::if_nametoindex(tap.as_str()).ok());
+        let (on, off): (Vec<_>, Vec<_>) = there.partition(has_both);
         (on.len(), off.len())
-    }
-
-    fn is_attached(&self, tap: &str) -> bool {
-        SIDES.iter().all(|(program, side)| {
-            let place = Place { program, link: tap, side: *side, pin: "" };
-            let info = self.ebpf.program(program).and_then(|program| program.info().ok());
-            info.is_some_and(|info| place.holds(&info).unwrap_or(false))
-        })
     }
 
     /// Forgets the counts of a network that has left this host.
     pub(super) fn forget(&mut self, vni: u32) -> Result<(), TelemetryError> {
-        let keys: Vec<AccountKey> = self.account.keys().filter_map(Result::ok).collect();
-        for key in keys.iter().filter(|key| key.vni == vni) {
-            removed(ACCOUNT_MAP, self.account.remove(key))?;
-        }
-        Ok(())
+        let mut keys = Vec::new();
+        batch::each_per_cpu(&self.account, ACCOUNT_MAP, |key: AccountKey, _: &[Account]| {
+            if key.vni == vni {
+                keys.push(key);
+            }
+        })?;
+        keys.iter().try_for_each(|key| removed(ACCOUNT_MAP, self.account.remove(key)))
     }
 
     #[cfg(test)]

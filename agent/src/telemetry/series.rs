@@ -2,6 +2,7 @@
 //! (Exposition formats, version 0.0.4). There are tens of thousands on a host with many networks: they do not pass
 //! through Prometheus' own types, a sort and an encoder.
 
+use crate::metrics::Text;
 use std::fmt::{Display, Write as _};
 
 /// A name, what it means, and its labels.
@@ -29,6 +30,14 @@ impl Series {
     /// A scrape's values of it.
     pub(super) fn family(&self) -> Family {
         Family { series: *self, lines: String::new(), labels: String::new() }
+    }
+
+    /// Writes what stands before its values.
+    pub(super) fn head(&self, text: &mut Text<'_>) {
+        let kind = if self.is_counter { "counter" } else { "gauge" };
+        for part in ["# HELP ", self.name, " ", self.help, "\n# TYPE ", self.name, " ", kind, "\n"] {
+            text.push(part);
+        }
     }
 }
 
@@ -62,14 +71,11 @@ impl Family {
     }
 
     /// Writes what was added, if there is any.
-    pub(super) fn finish(self, text: &mut String) {
-        if self.lines.is_empty() {
-            return;
+    pub(super) fn finish(self, text: &mut Text<'_>) {
+        if !self.lines.is_empty() {
+            self.series.head(text);
+            text.push(&self.lines);
         }
-        let Series { name, help, is_counter, .. } = self.series;
-        let kind = if is_counter { "counter" } else { "gauge" };
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        text.push_str(&self.lines);
     }
 }
 
@@ -101,9 +107,10 @@ mod tests {
     #[test]
     fn a_family_is_written_as_prometheus_reads_it_and_an_empty_one_not_at_all() {
         let series = counter("godwit_a_total", "What it is.", &["vni", "tap"]);
-        let mut text = String::new();
+        let mut written = String::new();
+        let mut take = |piece: String| written.push_str(&piece);
+        let mut text = Text::new(&mut take);
         series.family().finish(&mut text);
-        assert_eq!(text, "");
         let mut family = series.family();
         family.push(&["1001", "gwt1"], 7_u64);
         family.push(&["a\\b", "c\"d\ne"], 0.5);
@@ -112,10 +119,11 @@ mod tests {
         let mut bare = gauge("godwit_b", "Without labels.", &[]).family();
         bare.push(&[], 3);
         bare.finish(&mut text);
+        drop(text);
         let expected = "# HELP godwit_a_total What it is.\n# TYPE godwit_a_total counter\n\
                         godwit_a_total{vni=\"1001\",tap=\"gwt1\"} 7\n\
                         godwit_a_total{vni=\"a\\\\b\",tap=\"c\\\"d\\ne\"} 0.5\n\
                         # HELP godwit_b Without labels.\n# TYPE godwit_b gauge\ngodwit_b 3\n";
-        assert_eq!(text, expected);
+        assert_eq!(written, expected);
     }
 }

@@ -16,6 +16,7 @@ const NANOSECONDS: Metric = cost("ns_per_packet");
 const TCP: Metric = Metric { name: "tcp_throughput_mib_s", less_is_better: false };
 const SMALL: Metric = Metric { name: "packets_per_s", less_is_better: false };
 const VISIBLE: Metric = cost("move_visible_ms");
+const TAKE_UP: Metric = cost("take_up_ms");
 const SCRAPE: Metric = cost("scrape_ms");
 const SCRAPE_SIZE: Metric = cost("scrape_mb");
 const EXACT: Metric = Metric { name: "exact_rounds", less_is_better: false };
@@ -187,6 +188,11 @@ impl Bench<'_> {
         for networks in sizes {
             println!("bench: overlay, a port moves among {networks} networks");
             let found = self.figures(&["moves", networks, if self.effort.quick { "4" } else { "10" }])?;
+            let times: Vec<_> =
+                list(&found["take_up_ms"]).iter().map(|ms| (number(ms), number(ms))).collect();
+            let case = format!("{networks}-networks");
+            // There is no bar for it: it is beside itself.
+            records.push(Record::measured("overlay", &case, TAKE_UP, "limit:none", &times));
             for (name, key) in [("", "visible_ms"), ("-while-checking", "visible_busy_ms")] {
                 let pairs: Vec<_> = list(&found[key]).iter().map(|ms| (number(ms), VISIBLE_MS)).collect();
                 let case = format!("{networks}-networks{name}");

@@ -9,7 +9,7 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVlan,
-    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use std::fs;
 use std::io;
@@ -22,7 +22,7 @@ const SMALLEST_MTU: u32 = 68;
 /// What the names of guests' taps begin with, see [`godwit_protocol::port::tap_name`].
 const TAP_PREFIX: &str = "gwt";
 
-/// What is to be known of a link.
+/// What is to be known of a link. The kernel's messages are cut down to it, see [`super::message`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinkState {
     pub(super) index: u32,
@@ -168,10 +168,15 @@ fn some_group(group: IpAddr) -> Option<IpAddr> {
     Some(group).filter(|group| !group.is_unspecified())
 }
 
+/// Asks for links without their counters, which the kernel would have to sum over CPUs.
+fn without_counts() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+}
+
 /// A link by its name; none if there is none.
 pub(super) fn find(conversation: &mut Conversation, name: &str) -> Result<Option<LinkState>, NetworkError> {
     let mut request = LinkMessage::default();
-    request.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    request.attributes = vec![LinkAttribute::IfName(name.to_owned()), without_counts()];
     match conversation.get(RouteNetlinkMessage::GetLink(request)) {
         Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(message) => Some(LinkState::read(message)),
@@ -184,8 +189,11 @@ pub(super) fn find(conversation: &mut Conversation, name: &str) -> Result<Option
 
 /// All links.
 pub(super) fn collect(conversation: &mut Conversation) -> Result<Vec<LinkState>, NetworkError> {
-    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let answers = conversation.dump(&request).map_err(|error| kernel("list links", error))?;
+    let mut request = LinkMessage::default();
+    request.attributes = vec![without_counts()];
+    let answers = conversation
+        .dump(&RouteNetlinkMessage::GetLink(request))
+        .map_err(|error| kernel("list links", error))?;
     let links = answers.iter().filter_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(message) => Some(LinkState::read(message)),
         _ => None,

@@ -1,14 +1,16 @@
 //! A conversation with the kernel about links: one request, then its answers, blocking. rtnetlink is asynchronous,
 //! and [`super::HostNetwork`] is not: its connection lives on a thread of its own, which callers wait for.
 
+use super::message::Message;
 use futures_util::StreamExt;
 use rtnetlink::packet_core::{
     ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::sys::AsyncSocket;
-use rtnetlink::{Handle, new_connection};
+use rtnetlink::proto::{ConnectionHandle, new_connection};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use std::fmt;
 use std::io;
 use std::sync::mpsc;
@@ -72,8 +74,8 @@ impl KernelError {
 
 /// A request, and where its answers go.
 struct Question {
-    message: NetlinkMessage<RouteNetlinkMessage>,
-    answers: mpsc::SyncSender<Vec<NetlinkMessage<RouteNetlinkMessage>>>,
+    message: NetlinkMessage<Message>,
+    answers: mpsc::SyncSender<Vec<NetlinkMessage<Message>>>,
 }
 
 /// A connection to the kernel of the network namespace in which it was made.
@@ -93,13 +95,14 @@ impl Conversation {
                 Err(error) => return drop(opened.send(Err(error))),
             };
             runtime.block_on(async {
-                let mut handle = match connect() {
+                let handle = match connect() {
                     Ok(handle) => handle,
                     Err(error) => return drop(opened.send(Err(error))),
                 };
                 let _ = opened.send(Ok(()));
+                let kernel = SocketAddr::new(0, 0);
                 while let Some(question) = asked.recv().await {
-                    let answers = match handle.request(question.message) {
+                    let answers = match handle.request(question.message, kernel) {
                         Ok(answers) => answers.collect().await,
                         Err(_) => Vec::new(),
                     };
@@ -142,7 +145,7 @@ impl Conversation {
     fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Answer, KernelError> {
         let mut header = NetlinkHeader::default();
         header.flags = flags;
-        let message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        let message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(Message(message)));
         let (answers, answered) = mpsc::sync_channel(1);
         self.questions.send(Question { message, answers }).map_err(|_| gone())?;
         Answer::read(answered.recv().map_err(|_| gone())?)
@@ -150,8 +153,8 @@ impl Conversation {
 }
 
 /// A socket whose errors carry the kernel's own words, served by a task of the runtime that runs here.
-fn connect() -> io::Result<Handle> {
-    let (mut connection, handle, _) = new_connection()?;
+fn connect() -> io::Result<ConnectionHandle<Message>> {
+    let (mut connection, handle, _) = new_connection(NETLINK_ROUTE)?;
     let socket = connection.socket_mut().socket_mut();
     socket.set_ext_ack(true)?;
     socket.set_cap_ack(true)?;
@@ -173,12 +176,12 @@ struct Answer {
 }
 
 impl Answer {
-    fn read(messages: Vec<NetlinkMessage<RouteNetlinkMessage>>) -> Result<Self, KernelError> {
+    fn read(messages: Vec<NetlinkMessage<Message>>) -> Result<Self, KernelError> {
         let mut answer = Self { objects: Vec::new(), is_consistent: true };
         for message in messages {
             answer.is_consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
             match message.payload {
-                NetlinkPayload::InnerMessage(object) => answer.objects.push(object),
+                NetlinkPayload::InnerMessage(Message(object)) => answer.objects.push(object),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
                     return Err(KernelError::from_message(&error));
                 }

@@ -1,7 +1,7 @@
 //! What the ports' programs have counted, as Prometheus series.
 
 use super::DataPlane;
-use crate::metrics::Exposition;
+use crate::metrics::{Exposition, Text};
 use crate::telemetry::TelemetryError;
 use crate::telemetry::series::{Series, counter, gauge, write_labels};
 use godwit_ebpf_common::tables::{AccountKey, Outcome, Protocol, Reason};
@@ -115,12 +115,12 @@ impl PlaneCollector {
         Self { plane, reads_failed: AtomicU64::new(0) }
     }
 
-    fn read(&self, text: &mut String) -> Result<(), TelemetryError> {
+    fn read(&self, text: &mut Text<'_>) -> Result<(), TelemetryError> {
         self.read_accounts(text)?;
         self.read_state(text)
     }
 
-    fn read_accounts(&self, text: &mut String) -> Result<(), TelemetryError> {
+    fn read_accounts(&self, text: &mut Text<'_>) -> Result<(), TelemetryError> {
         let (mut packets, mut bytes, mut drops) = (PACKETS.family(), BYTES.family(), DROPS.family());
         let mut outcomes = OUTCOMES.map(|series| series.family());
         let mut block = String::new();
@@ -155,7 +155,7 @@ impl PlaneCollector {
         Ok(())
     }
 
-    fn read_state(&self, text: &mut String) -> Result<(), TelemetryError> {
+    fn read_state(&self, text: &mut Text<'_>) -> Result<(), TelemetryError> {
         let plane = &self.plane;
         let mut lost = LOST.family();
         for (what, count) in plane.read_lost()? {
@@ -205,7 +205,7 @@ pub(super) fn tap(port: u64) -> String {
 }
 
 impl Exposition for PlaneCollector {
-    fn write(&self, text: &mut String) {
+    fn write(&self, text: &mut Text<'_>) {
         if let Err(error) = self.read(text) {
             tracing::error!(error = &error as &dyn std::error::Error, "the ports' counters were not read");
             self.reads_failed.fetch_add(1, Ordering::Relaxed);

@@ -1,11 +1,11 @@
 //! The counters as Prometheus series, read from the kernel when they are scraped.
 
-use super::VxlanTelemetry;
-use crate::metrics::Exposition;
+use super::{Sample, VxlanTelemetry};
+use crate::metrics::{Exposition, Text};
 use crate::telemetry::TelemetryError;
 use crate::telemetry::series::{Series, counter, gauge, write_labels};
-use godwit_ebpf_common::underlay::Direction;
-use std::collections::BTreeMap;
+use godwit_ebpf_common::underlay::{Class, Direction};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,24 +73,30 @@ impl VxlanCollector {
         Self { telemetry, reads_failed: AtomicU64::new(0) }
     }
 
-    fn read(&self, text: &mut String) -> Result<(), TelemetryError> {
-        let telemetry = &self.telemetry;
-        let (mut packets, mut bytes) = (PACKETS.family(), BYTES.family());
-        // Peers are few, and each is written very often.
-        let mut peers: BTreeMap<IpAddr, String> = BTreeMap::new();
-        let mut labels = String::new();
-        telemetry.each(|sample| {
-            let peer = peers.entry(sample.peer).or_insert_with(|| sample.peer.to_string());
-            let vni = sample.vni.to_string();
-            labels.clear();
-            write_labels(
-                &mut labels,
-                TRAFFIC,
-                &[&vni, sample.direction.as_str(), sample.class.as_str(), peer],
-            );
-            packets.push_under(&labels, sample.packets);
-            bytes.push_under(&labels, sample.bytes);
+    /// Most of a scrape: a host with a thousand networks has tens of thousands of these.
+    fn read_traffic(&self, text: &mut Text<'_>) -> Result<(), TelemetryError> {
+        let (mut kinds, mut rows) = (Kinds::default(), Vec::new());
+        self.telemetry.each(|sample| {
+            if rows.is_empty() {
+                PACKETS.head(text);
+            }
+            let Sample { vni, packets, bytes, .. } = sample;
+            let labels = kinds.number(&sample);
+            kinds.line(text, &PACKETS, vni, labels, packets);
+            rows.push(Row { vni, labels, bytes });
         })?;
+        if !rows.is_empty() {
+            BYTES.head(text);
+        }
+        for Row { vni, labels, bytes } in rows {
+            kinds.line(text, &BYTES, vni, labels, bytes);
+        }
+        Ok(())
+    }
+
+    fn read(&self, text: &mut Text<'_>) -> Result<(), TelemetryError> {
+        self.read_traffic(text)?;
+        let telemetry = &self.telemetry;
         let mut others = OTHER.family();
         for (other, count) in telemetry.read_other()? {
             others.push(&[other.as_str()], count);
@@ -110,15 +116,56 @@ impl VxlanCollector {
                 seconds.push(&labels, cost.time.as_secs_f64());
             }
         }
-        for family in [packets, bytes, others, stale, longest, attached, runs, seconds] {
+        for family in [others, stale, longest, attached, runs, seconds] {
             family.finish(text);
         }
         Ok(())
     }
 }
 
+/// Labels of one kind of traffic but for its network, and a count of its bytes.
+struct Row {
+    vni: u32,
+    labels: u32,
+    bytes: u64,
+}
+
+/// What tells kinds of traffic within a network apart. There are few, and each is written very often.
+#[derive(Default)]
+struct Kinds {
+    numbers: HashMap<(Direction, Class, IpAddr), u32>,
+    labels: Vec<String>,
+}
+
+impl Kinds {
+    /// The number of a sample's labels.
+    fn number(&mut self, sample: &Sample) -> u32 {
+        let Sample { direction, class, peer, .. } = *sample;
+        *self.numbers.entry((direction, class, peer)).or_insert_with(|| {
+            let mut labels = "\"".to_owned();
+            write_labels(
+                &mut labels,
+                &TRAFFIC[1..],
+                &[direction.as_str(), class.as_str(), &peer.to_string()],
+            );
+            labels.push_str("} ");
+            self.labels.push(labels);
+            self.labels.len() as u32 - 1
+        })
+    }
+
+    /// Writes a line of one of the two series of traffic.
+    fn line(&self, text: &mut Text<'_>, series: &Series, vni: u32, labels: u32, value: u64) {
+        let (mut network, mut number) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let labels = self.labels.get(labels as usize).map_or("", String::as_str);
+        for part in [series.name, "{vni=\"", network.format(vni), labels, number.format(value), "\n"] {
+            text.push(part);
+        }
+    }
+}
+
 impl Exposition for VxlanCollector {
-    fn write(&self, text: &mut String) {
+    fn write(&self, text: &mut Text<'_>) {
         if let Err(error) = self.read(text) {
             tracing::error!(error = &error as &dyn std::error::Error, "the VXLAN counters were not read");
             self.reads_failed.fetch_add(1, Ordering::Relaxed);

@@ -61,7 +61,7 @@ pub(crate) fn measure(networks: u32, rounds: u32) -> Result<Value, String> {
     for (kept, number) in hosts[1..].iter().zip([2, 3]) {
         kept.host.add_guest(&format!("v{number}"), Station { number: MOVING, host: number });
     }
-    fill(&hosts[0], networks, &policy);
+    let take_up = fill(&hosts[0], networks, &policy);
     let told = |at: u8, host: u8| {
         let moving = Station { number: MOVING, host: at };
         wanted(VNI, host, &[SENDER, RESIDENTS[0], RESIDENTS[1], moving], &open)
@@ -84,11 +84,15 @@ pub(crate) fn measure(networks: u32, rounds: u32) -> Result<Value, String> {
     let check_ms = looking.elapsed().as_secs_f64() * 1e3;
     Ok(json!({
         "visible_ms": visible, "visible_busy_ms": busy, "first_ms": arrived, "check_ms": check_ms,
+        "take_up_ms": take_up,
     }))
 }
 
-/// Networks of a host, each with a port there and one elsewhere.
-fn fill(kept: &Kept, networks: u32, policy: &Policy) {
+/// The last networks of a host, of which the time to take each up is told.
+const LAST: usize = 10;
+
+/// Networks of a host, each with a port there and one elsewhere. Milliseconds that the last took.
+fn fill(kept: &Kept, networks: u32, policy: &Policy) -> Vec<f64> {
     add("others");
     let of = |number: u32| {
         [Station { number: 8 + 2 * number, host: 1 }, Station { number: 9 + 2 * number, host: 2 }]
@@ -105,9 +109,15 @@ fn fill(kept: &Kept, networks: u32, policy: &Policy) {
     batch(&kept.host.name, &lines);
     let ups: Vec<String> = (1..networks).map(|number| format!("link set o{number} up")).collect();
     batch("others", &ups);
-    for number in 1..networks {
-        kept.ensure(&wanted(VNI + number, 1, &of(number), policy));
-    }
+    let mut times: Vec<f64> = (1..networks)
+        .map(|number| {
+            let network = wanted(VNI + number, 1, &of(number), policy);
+            let started = Instant::now();
+            kept.ensure(&network);
+            started.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    times.split_off(times.len().saturating_sub(LAST))
 }
 
 /// One move. Milliseconds from the order to the last packet where the port was, and to the first where it is.

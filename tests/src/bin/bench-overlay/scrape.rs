@@ -89,14 +89,20 @@ fn scrapes(texts: Vec<Arc<dyn Exposition>>, rounds: u32, expected: usize) -> Res
     let metrics =
         runtime.block_on(Metrics::bind(&listen, Registry::new())).map_err(|error| error.to_string())?;
     runtime.spawn(metrics.with(texts).serve());
-    let (mut times, mut bytes, mut series) = (Vec::new(), 0, 0);
+    let (mut times, mut bytes, mut series, mut grown) = (Vec::new(), 0, 0, 0.0_f64);
     for round in 0..=rounds {
+        let before = resident_mb()?;
         let started = Instant::now();
-        let text = scrape().map_err(|error| error.to_string())?;
+        let text = scrape(bytes).map_err(|error| error.to_string())?;
         let elapsed = started.elapsed().as_secs_f64() * 1e3;
+        // What the scraper holds is not the agent's.
+        let own = resident_mb()? - before - text.len() as f64 / f64::from(1 << 20);
+        let text = std::str::from_utf8(&text).map_err(|error| error.to_string())?;
         // The first is a warm-up.
         if round > 0 {
             times.push(elapsed);
+        } else {
+            grown = own.max(0.0);
         }
         let lines = text.lines().filter(|line| line.starts_with("godwit_"));
         (bytes, series) = (text.len(), lines.clone().count());
@@ -105,13 +111,23 @@ fn scrapes(texts: Vec<Arc<dyn Exposition>>, rounds: u32, expected: usize) -> Res
             return Err(format!("the scrape shows {counted} kinds of traffic of {expected}"));
         }
     }
-    Ok(json!({ "scrape_ms": times, "bytes": bytes, "series": series }))
+    Ok(json!({ "scrape_ms": times, "bytes": bytes, "series": series, "grown_mb": grown }))
 }
 
-fn scrape() -> std::io::Result<String> {
+/// By HTTP/1.0: what comes is the text as it is, until its end.
+fn scrape(room: usize) -> std::io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(SOCKET)?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    // As scrapers do, which know the size of the last one.
+    let mut text = Vec::with_capacity(room + room / 8);
+    stream.read_to_end(&mut text)?;
     Ok(text)
+}
+
+/// Resident memory of this process.
+fn resident_mb() -> Result<f64, String> {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.map(|kib| kib / 1024.0).ok_or_else(|| "the kernel does not tell the resident memory".into())
 }

@@ -1,7 +1,7 @@
 //! What happens around the programs: real packets, restarts, links that come and go.
 
 use super::BPFFS;
-use crate::metrics::Exposition as _;
+use crate::metrics::{Exposition as _, Text};
 use crate::network::sandbox::{add_host, in_namespace, in_sandbox, run, try_run};
 use crate::telemetry::vxlan::{Options, VxlanCollector, VxlanTelemetry, side};
 use crate::telemetry::{Capacity, TelemetryError};
@@ -381,7 +381,8 @@ fn a_scrape_shows_what_the_kernel_counted() {
         let collector = VxlanCollector::new(Arc::clone(&telemetry));
         let scrape = || {
             let mut text = String::new();
-            in_namespace("h1", || collector.write(&mut text));
+            let mut take = |piece: String| text.push_str(&piece);
+            in_namespace("h1", || collector.write(&mut Text::new(&mut take)));
             text
         };
         assert!(!scrape().contains("godwit_vxlan_packets_total"), "nothing was counted yet");
