@@ -9,10 +9,9 @@ mod locality;
 mod overlay;
 mod place;
 mod record;
+mod report;
 mod stream;
 
-use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use godwit_tests::lab::LabError;
@@ -21,7 +20,7 @@ use nix::sys::time::TimeValLike as _;
 
 use crate::command::{self, CommandError};
 use crate::setup::{self, SetupError};
-use record::{Record, print_table};
+use report::Report;
 
 /// `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
@@ -38,7 +37,7 @@ pub(crate) struct Arguments {
     /// Copy in this folder instead, such as nfs42-xfs=/mnt/share; may be repeated
     #[arg(long, value_name = "NAME=FOLDER", value_parser = parse_place)]
     at: Vec<(String, PathBuf)>,
-    /// Of copy and stream only the cases whose names hold this text, such as xfs or cold-full; may be repeated
+    /// Of copy, stream and overlay only the cases whose names hold this text, such as xfs or cold-full; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
     /// Take programs from this folder, and neither install peers nor build: for machines that are not built on
@@ -80,6 +79,8 @@ pub(crate) enum BenchError {
     Io { what: String, source: std::io::Error },
     #[error("{case}: {tool} did not bring the right result; its time does not count, and nor does the run")]
     Wrong { case: String, tool: String },
+    #[error("{line} did not end within {seconds} s")]
+    TooLong { line: String, seconds: &'static str },
     #[error("{daemon} does not run; its log ends:\n{log}")]
     NotRunning { daemon: String, log: String },
     #[error(transparent)]
@@ -127,14 +128,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
         None => build()?,
     };
     let effort = Effort { quick: arguments.quick, only: &arguments.only };
-    let mut records = Vec::new();
-    let measured = measure(arguments, &programs, effort, &mut records);
-    // What was measured before a failure is worth keeping.
-    if let Some(path) = &arguments.json {
-        write(path, &records).map_err(BenchError::io(format!("cannot write {}", path.display())))?;
+    let mut report = Report::open(arguments.json.as_deref())?;
+    for family in FAMILIES.into_iter().filter(|family| [*family, Name::All].contains(&arguments.name)) {
+        let measured = measure(family, arguments, &programs, effort, &mut report);
+        // What was measured before a failure is worth seeing.
+        report.print_rest();
+        measured?;
     }
-    measured
+    Ok(())
 }
+
+/// All families, in their order.
+const FAMILIES: [Name; 6] =
+    [Name::Copy, Name::Place, Name::Stream, Name::Footprint, Name::Locality, Name::Overlay];
 
 /// Installs the peers and builds; the folder of the programs.
 fn build() -> Result<PathBuf, BenchError> {
@@ -151,43 +157,21 @@ fn build() -> Result<PathBuf, BenchError> {
 }
 
 fn measure(
+    family: Name,
     arguments: &Arguments,
     programs: &Path,
     effort: Effort<'_>,
-    records: &mut Vec<Record>,
+    report: &mut Report,
 ) -> Result<(), BenchError> {
-    let name = arguments.name;
-    if matches!(name, Name::All | Name::Copy) {
-        let measured = copy::measure(programs, effort, &arguments.at)?;
-        print_table(&measured);
-        records.extend(measured);
+    match family {
+        Name::All => Ok(()),
+        Name::Copy => report.add(copy::measure(programs, effort, &arguments.at)?),
+        Name::Stream => stream::measure(programs, effort, report),
+        Name::Footprint => report.add(footprint::measure(programs, effort)?),
+        Name::Locality => report.add(locality::measure(programs, effort)?),
+        Name::Overlay => overlay::measure(programs, effort, report),
+        Name::Place => place::measure(programs, effort, report),
     }
-    if matches!(name, Name::All | Name::Place) {
-        let measured = place::measure(programs, effort)?;
-        print_table(&measured);
-        records.extend(measured);
-    }
-    if matches!(name, Name::All | Name::Stream) {
-        let measured = stream::measure(programs, effort)?;
-        print_table(&measured);
-        records.extend(measured);
-    }
-    if matches!(name, Name::All | Name::Footprint) {
-        let measured = footprint::measure(programs, effort)?;
-        print_table(&measured);
-        records.extend(measured);
-    }
-    if matches!(name, Name::All | Name::Locality) {
-        let measured = locality::measure(programs, effort)?;
-        print_table(&measured);
-        records.extend(measured);
-    }
-    if matches!(name, Name::All | Name::Overlay) {
-        let measured = overlay::measure(programs, effort)?;
-        print_table(&measured);
-        records.extend(measured);
-    }
-    Ok(())
 }
 
 /// User and system time of all children that have ended, in seconds.
@@ -195,12 +179,4 @@ fn children_cpu_s() -> Result<f64, BenchError> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)
         .map_err(|error| BenchError::io("cannot read the children's CPU time")(error.into()))?;
     Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
-}
-
-fn write(path: &Path, records: &[Record]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    for record in records {
-        writeln!(file, "{}", record.to_json())?;
-    }
-    Ok(())
 }

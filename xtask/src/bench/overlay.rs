@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::record::{Metric, Record, cost};
+use super::report::Report;
 use super::{BenchError, Effort};
 use crate::command;
 
@@ -35,30 +36,42 @@ const PEERS: [(&str, &str); 3] = [
     ("ovs", "openvswitch-responder"),
 ];
 
+/// A single measurement may take so long, in seconds. The longest is [`Bench::moves`] among 1,000 networks.
+const PATIENCE_S: &str = "900";
+
+/// What coreutils' `timeout` ends with when it had to end something.
+const TIMED_OUT: i32 = 124;
+
 struct Bench<'a> {
     programs: &'a Path,
     effort: Effort<'a>,
 }
 
-pub(super) fn measure(programs: &Path, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
+pub(super) fn measure(programs: &Path, effort: Effort<'_>, report: &mut Report) -> Result<(), BenchError> {
     let bench = Bench { programs, effort };
-    let mut records = bench.exact()?;
-    records.extend(bench.known()?);
-    records.extend(bench.cost()?);
-    records.extend(bench.traffic()?);
-    records.extend(bench.moves()?);
-    records.extend(bench.scrape()?);
-    Ok(records)
+    bench.exact(report)?;
+    bench.known(report)?;
+    bench.cost(report)?;
+    bench.traffic(report)?;
+    bench.moves(report)?;
+    bench.scrape(report)
 }
 
 impl Bench<'_> {
     /// What `bench-overlay` prints; or why it cannot run here.
     fn run(&self, words: &[&str]) -> Result<Result<Value, String>, BenchError> {
-        let mut command = Command::new(self.programs.join("bench-overlay"));
+        // It removes what it made when it is asked to end; in the foreground Ctrl-C reaches it too.
+        let mut command = Command::new("timeout");
+        command
+            .args(["--foreground", "--kill-after=30", PATIENCE_S])
+            .arg(self.programs.join("bench-overlay"));
         command.args(words).stderr(Stdio::piped());
         let line = format!("bench-overlay {}", words.join(" "));
         let output = command.output().map_err(BenchError::io(format!("cannot start {line}")))?;
         let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() == Some(TIMED_OUT) {
+            return Err(BenchError::TooLong { line, seconds: PATIENCE_S });
+        }
         if !output.status.success() {
             if let Some((_, why)) = said.split_once("skip: ") {
                 return Ok(Err(why.trim().to_owned()));
@@ -77,26 +90,31 @@ impl Bench<'_> {
     }
 
     /// Counters are captures, in random mixes of packets.
-    fn exact(&self) -> Result<Vec<Record>, BenchError> {
+    fn exact(&self, report: &mut Report) -> Result<(), BenchError> {
+        if !self.effort.wants("counters") {
+            return Ok(());
+        }
         let rounds = if self.effort.quick { 20 } else { 100 };
         let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let seed = seed.map_or(1, |since| since.as_secs()).to_string();
         println!("bench: overlay, {rounds} random mixes of packets, seed {seed}");
         let found = self.figures(&["exact", &rounds.to_string(), &seed])?;
         let pair = (number(&found["exact"]), f64::from(rounds));
-        Ok(vec![Record::measured("overlay", "counters", EXACT, "limit:rounds", &[pair])])
+        report.add(vec![Record::measured("overlay", "counters", EXACT, "limit:rounds", &[pair])])
     }
 
-    fn known(&self) -> Result<Vec<Record>, BenchError> {
+    fn known(&self, report: &mut Report) -> Result<(), BenchError> {
         let sample = if self.effort.quick { "10000" } else { "30000" };
         let mut cases = vec![("500", "arp", sample), ("5000", "arp", sample), ("500", "nd", sample)];
         if !self.effort.quick {
             cases.push(("500", "arp", "249500"));
         }
-        let mut records = Vec::new();
         for (stations, protocol, questions) in cases {
             let is_whole = questions == "249500";
             let name = format!("{stations}-known-{protocol}{}", if is_whole { "-all-to-all" } else { "" });
+            if !self.effort.wants(&name) {
+                continue;
+            }
             println!("bench: overlay {name}, {questions} questions");
             // The counts are the same every time.
             let pairs = if is_whole || self.effort.quick { 1 } else { 3 };
@@ -113,6 +131,7 @@ impl Bench<'_> {
                     }
                 }
             }
+            let mut records = Vec::new();
             for ((_, peer), found) in PEERS.iter().zip(theirs) {
                 for (metric, key) in [(CROSSING, "packets"), (CROSSING_BYTES, "bytes")] {
                     records.push(match &found {
@@ -126,14 +145,13 @@ impl Bench<'_> {
                     });
                 }
             }
+            report.add(records)?;
         }
-        Ok(records)
+        Ok(())
     }
 
     /// By way: what a packet meets on its way out of a host, or into it.
-    fn cost(&self) -> Result<Vec<Record>, BenchError> {
-        println!("bench: overlay, nanoseconds of each program");
-        let mut records = Vec::new();
+    fn cost(&self, report: &mut Report) -> Result<(), BenchError> {
         let cases: [(&str, &str, &str, f64); 5] = [
             ("telemetry", "telemetry", "0", TELEMETRY_NS),
             ("port-security", "security", "0", SECURITY_NS),
@@ -142,6 +160,11 @@ impl Bench<'_> {
             ("groups-100-rules", "groups", "100", SECURITY_NS),
         ];
         for (case, words, rules, limit) in cases {
+            if !self.effort.wants(case) {
+                continue;
+            }
+            println!("bench: overlay, nanoseconds of each program, {case}");
+            let mut records = Vec::new();
             let runs: Vec<Value> = (0..self.effort.pairs())
                 .map(|_| self.figures(&["cost", words, rules]))
                 .collect::<Result<_, _>>()?;
@@ -162,54 +185,63 @@ impl Bench<'_> {
                 record("underlay-out", &["egress"]);
                 record("underlay-in", &["ingress"]);
             }
+            report.add(records)?;
         }
-        Ok(records)
+        Ok(())
     }
 
-    fn traffic(&self) -> Result<Vec<Record>, BenchError> {
-        let mut records = Vec::new();
+    fn traffic(&self, report: &mut Report) -> Result<(), BenchError> {
         let seconds = if self.effort.quick { "1" } else { "3" };
         for case in ["telemetry", "groups"] {
+            if !self.effort.wants(case) {
+                continue;
+            }
             println!("bench: overlay traffic with {case} and without");
             let pairs = self.effort.pairs().to_string();
             let found = self.figures(&["traffic", case, &pairs, seconds])?;
             for (metric, key) in [(TCP, "tcp_mib_s"), (SMALL, "packets_per_s")] {
                 let pairs: Vec<_> =
                     list(&found[key]).iter().map(|pair| (number(&pair[0]), number(&pair[1]))).collect();
-                records.push(Record::measured("overlay", case, metric, "no-programs", &pairs));
+                report.add(vec![Record::measured("overlay", case, metric, "no-programs", &pairs)])?;
             }
         }
-        Ok(records)
+        Ok(())
     }
 
-    fn moves(&self) -> Result<Vec<Record>, BenchError> {
-        let mut records = Vec::new();
+    fn moves(&self, report: &mut Report) -> Result<(), BenchError> {
         let sizes: &[&str] = if self.effort.quick { &["10", "100"] } else { &["10", "100", "1000"] };
         for networks in sizes {
+            let case = format!("{networks}-networks");
+            if !self.effort.wants(&case) {
+                continue;
+            }
             println!("bench: overlay, a port moves among {networks} networks");
             let found = self.figures(&["moves", networks, if self.effort.quick { "4" } else { "10" }])?;
             let times: Vec<_> =
                 list(&found["take_up_ms"]).iter().map(|ms| (number(ms), number(ms))).collect();
-            let case = format!("{networks}-networks");
             // There is no bar for it: it is beside itself.
-            records.push(Record::measured("overlay", &case, TAKE_UP, "limit:none", &times));
+            let mut records = vec![Record::measured("overlay", &case, TAKE_UP, "limit:none", &times)];
             for (name, key) in [("", "visible_ms"), ("-while-checking", "visible_busy_ms")] {
                 let pairs: Vec<_> = list(&found[key]).iter().map(|ms| (number(ms), VISIBLE_MS)).collect();
-                let case = format!("{networks}-networks{name}");
+                let case = format!("{case}{name}");
                 records.push(Record::measured("overlay", &case, VISIBLE, "limit:100 ms", &pairs));
             }
+            report.add(records)?;
         }
-        Ok(records)
+        Ok(())
     }
 
-    fn scrape(&self) -> Result<Vec<Record>, BenchError> {
+    fn scrape(&self, report: &mut Report) -> Result<(), BenchError> {
         let (networks, peers) = if self.effort.quick { ("250", "8") } else { ("1000", "8") };
+        let case = format!("{networks}-networks-{peers}-peers");
+        if !self.effort.wants(&case) {
+            return Ok(());
+        }
         println!("bench: overlay, scrapes of {networks} networks with {peers} peers");
         let found = self.figures(&["scrape", networks, peers, &self.effort.pairs().to_string()])?;
-        let case = format!("{networks}-networks-{peers}-peers");
         let times: Vec<_> = list(&found["scrape_ms"]).iter().map(|ms| (number(ms), SCRAPE_MS)).collect();
         let size = number(&found["bytes"]) / 1e6;
-        Ok(vec![
+        report.add(vec![
             Record::measured("overlay", &case, SCRAPE, "limit:50 ms", &times),
             // There is no bar for it: it is beside itself.
             Record::measured("overlay", &case, SCRAPE_SIZE, "limit:none", &[(size, size)]),

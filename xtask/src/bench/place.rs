@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::record::{Metric, Record, cost};
+use super::report::Report;
 use super::{BenchError, Effort};
 use crate::command::{self, CommandError};
 use crate::setup::nova;
@@ -48,24 +49,24 @@ struct Bench<'a> {
     scratch: Scratch,
 }
 
-pub(super) fn measure(programs: &Path, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
+pub(super) fn measure(programs: &Path, effort: Effort<'_>, report: &mut Report) -> Result<(), BenchError> {
     let folder = command::target_folder().join(format!("tmp/bench-place-{}", std::process::id()));
     fs::create_dir_all(&folder).map_err(BenchError::io(format!("cannot make {}", folder.display())))?;
     let bench = Bench { programs, scratch: Scratch(folder) };
     bench.write("peer.py", include_str!("place/peer.py"))?;
-    let mut records = bench.worst(effort)?;
+    report.add(bench.worst(effort)?)?;
     let fits: &[Size] = if effort.quick {
         &[(1, 2, 50), (1, 8, 50)]
     } else {
         &[(1, 2, 0), (1, 2, 50), (1, 2, 90), (1, 4, 50), (1, 8, 50)]
     };
     for &size in fits {
-        records.extend(bench.fit(size, effort)?);
+        report.add(bench.fit(size, effort)?)?;
     }
     for size in sizes(effort) {
-        records.extend(bench.fleet(size, effort)?);
+        report.add(bench.fleet(size, effort)?)?;
     }
-    Ok(records)
+    Ok(())
 }
 
 fn sizes(effort: Effort<'_>) -> Vec<Size> {

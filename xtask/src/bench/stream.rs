@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::record::{Metric, Record, cost};
+use super::report::Report;
 use super::{BenchError, Effort, children_cpu_s};
 use crate::command;
 
@@ -216,10 +217,9 @@ impl Receiver {
     }
 }
 
-pub(super) fn measure(programs: &Path, effort: Effort<'_>) -> Result<Vec<Record>, BenchError> {
+pub(super) fn measure(programs: &Path, effort: Effort<'_>, report: &mut Report) -> Result<(), BenchError> {
     let hosts = Hosts::set_up()?;
     let bytes: u64 = if effort.quick { 512 << 20 } else { 2 << 30 };
-    let mut records = Vec::new();
     for (task, step) in [("full", EXTENT_BYTES), ("sparse", 2 * EXTENT_BYTES)] {
         let (source, target) = (hosts.folder.join("source"), hosts.folder.join("copy"));
         let cases = [1, 4].map(|connections| (connections, format!("{task}-{connections}")));
@@ -229,11 +229,11 @@ pub(super) fn measure(programs: &Path, effort: Effort<'_>) -> Result<Vec<Record>
         write_source(&source, bytes, step)?;
         for (connections, case) in cases.into_iter().filter(|(_, case)| effort.wants(case)) {
             let run = Run { case: &case, source: &source, target: &target, connections, bytes };
-            records.extend(measure_case(&hosts, programs, effort, &run)?);
+            report.add(measure_case(&hosts, programs, effort, &run)?)?;
         }
         fs::remove_file(&source).map_err(BenchError::io("cannot remove the source"))?;
     }
-    Ok(records)
+    Ok(())
 }
 
 fn measure_case(
