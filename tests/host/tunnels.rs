@@ -26,7 +26,10 @@ struct Tunnelled {
 
 impl<'a> Capture<'a> {
     fn start(fleet: &'a Fleet) -> Capture<'a> {
-        let words = ["tcpdump", "-lnti", "underlay", "--immediate-mode", "udp port 4789 or icmp"];
+        // A change of user would forget whose end it is to end with.
+        let stays = ["-Z", "root"];
+        let seen = ["--immediate-mode", "udp port 4789 or icmp"];
+        let words = [&["tcpdump", "-lnti", "underlay"][..], &stays, &seen].concat();
         let mut running = fleet.lab.capture(&words).expect("tcpdump starts");
         let child = running.child().expect("runs");
         let mut said = BufReader::new(child.stderr.take().expect("is piped"));
