@@ -162,25 +162,48 @@ fn a_conversion_killed_at_any_moment_goes_on_to_a_sound_image() {
     }
 }
 
-#[test]
-fn what_another_boot_left_is_checked_before_it_counts() {
-    let fixture = Fixture::new();
-    let mut copy = fixture.command().args(["--digests", "--bandwidth", "100M", "-q"]).spawn().unwrap();
+/// A copy that is killed when it has some records, and whose journal's head is then as `change` makes it of the text
+/// that it was.
+fn leave_unfinished(fixture: &Fixture, option: &str, change: impl Fn(String) -> String) {
+    let mut copy = fixture.command().args([option, "--bandwidth", "100M", "-q"]).spawn().unwrap();
     let path = journal(&fixture.destination);
     until("some records", || fs::metadata(&path).is_ok_and(|file| file.len() > 4096 + 8 * 64));
     copy.kill().unwrap();
     copy.wait().unwrap();
-    // The journal of another boot, whose last writes did not all reach the disk.
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let mut head = vec![0; 4096];
     file.read_exact_at(&mut head, 0).unwrap();
-    let other = String::from_utf8(head).unwrap().replace(boot.trim(), &"0".repeat(boot.trim().len()));
-    file.write_all_at(other.as_bytes(), 0).unwrap();
-    let growing = fs::OpenOptions::new().write(true).open(partial(&fixture.destination)).unwrap();
-    growing.write_all_at(&[0xaa; 4096], 2 * MIB).unwrap();
-    let report = fixture.report(&["--digests"]);
-    assert!(report["resumed_bytes"].as_u64().unwrap() > 0, "{report}");
+    let was = String::from_utf8(head).unwrap();
+    let is = format!("{:4096}", change(was.clone()).trim_end());
+    assert_ne!(is, was);
+    file.write_all_at(is.as_bytes(), 0).unwrap();
+}
+
+#[test]
+fn what_another_boot_left_is_checked_before_it_counts() {
+    for option in ["--digests", "--verify"] {
+        let fixture = Fixture::new();
+        // The journal of another boot, whose last writes did not all reach the disk.
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        leave_unfinished(&fixture, option, |head| head.replace(boot.trim(), &"0".repeat(boot.trim().len())));
+        let growing = fs::OpenOptions::new().write(true).open(partial(&fixture.destination)).unwrap();
+        growing.write_all_at(&[0xaa; 4096], 2 * MIB).unwrap();
+        let report = fixture.report(&[option]);
+        assert!(report["resumed_bytes"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!(report["verified"], option == "--verify", "{report}");
+        assert!(fixture.is_same());
+    }
+}
+
+/// Its records held BLAKE3 digests of another grid, which must not be taken for sums of ours.
+#[test]
+fn a_verified_copy_that_an_older_version_left_begins_anew() {
+    let fixture = Fixture::new();
+    leave_unfinished(&fixture, "--verify", |head| {
+        head.replace(r#""version":2"#, r#""version":1"#).replace(r#""digests":"xxh3""#, r#""digests":true"#)
+    });
+    let report = fixture.report(&["--verify"]);
+    assert_eq!((&report["resumed_bytes"], &report["verified"]), (&0.into(), &true.into()), "{report}");
     assert!(fixture.is_same());
 }
 

@@ -15,7 +15,7 @@ pub use growing::{journal, partial};
 pub use order::{CopyOrder, CopyReport, Options, Phases};
 
 use super::choice::Method;
-use super::digests::{self, Digests, Whole, ZeroDigests};
+use super::digests::{self, Digests, Sum, Whole, ZeroDigests};
 use super::image::{Image, ImageError, read_header};
 use super::journal::{Journal, Stamp, Subject};
 use super::kernel::{reflink, set_io_class};
@@ -261,8 +261,7 @@ impl Copying<'_> {
         phases.sync_ms = millis(sync);
         if self.order.options.verify {
             let verify = Instant::now();
-            self.verify(&made, progress)?;
-            made.report.verified = true;
+            made.report.verified = self.verify(&made, progress)?;
             phases.verify_ms = millis(verify);
         }
         made.report.phases = phases;
@@ -323,8 +322,10 @@ impl Copying<'_> {
         Ok(Made { report, journal })
     }
 
-    fn verify(&self, made: &Made, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<(), CopyError> {
-        let Some(journal) = &made.journal else { return Ok(()) };
+    /// Reads the copy again; false where nothing was noted to compare it with.
+    fn verify(&self, made: &Made, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<bool, CopyError> {
+        let Some(journal) = &made.journal else { return Ok(false) };
+        let Some(sum) = journal.digests else { return Ok(false) };
         let path = &self.order.destination;
         // What the page cache holds is what was written, whatever the disk has.
         passing::forget(&self.growing.file);
@@ -332,13 +333,13 @@ impl Copying<'_> {
             true => Some(Image::reopen(&self.growing.file).map_err(io_error("read", path))?),
             false => None,
         };
-        let about = (journal, self.plan.disk_bytes, digests::DIGEST_CHUNK_BYTES);
+        let about = (journal, sum, self.plan.disk_bytes);
         let direct = image.is_none() && passing::set_direct(&self.growing.file, true);
         let verified = verify::verify((&self.growing.file, path), image.as_ref(), about, progress);
         if direct {
             passing::set_direct(&self.growing.file, false);
         }
-        verified
+        verified.map(|()| true)
     }
 
     fn report(&self, method: Method, reason: String) -> CopyReport {
@@ -363,18 +364,20 @@ impl Copying<'_> {
     /// Whether a record is made of each chunk.
     fn wants_journal(&self) -> bool {
         let options = &self.order.options;
-        self.notes_digests() || (!options.no_resume && self.plan.disk_bytes >= WORTH_A_JOURNAL_BYTES)
+        self.sum().is_some() || (!options.no_resume && self.plan.disk_bytes >= WORTH_A_JOURNAL_BYTES)
     }
 
-    /// Whether the record holds the chunk's digest.
-    fn notes_digests(&self) -> bool {
-        self.order.options.digests || self.order.options.verify
+    /// The digest of each chunk that the record holds, if any.
+    fn sum(&self) -> Option<Sum> {
+        let options = &self.order.options;
+        let stored = options.digests.then_some(Sum::Blake3);
+        stored.or(options.verify.then_some(Sum::Xxh3))
     }
 
     fn subject(&self, chunk_bytes: usize) -> Result<Subject, CopyError> {
         let target = self.growing.file.metadata().map_err(io_error("look at", &self.growing.path))?;
         let conversion = self.plan.conversion();
-        Ok(Subject::new(self.stamp, target.ino(), conversion, chunk_bytes, self.notes_digests()))
+        Ok(Subject::new(self.stamp, target.ino(), conversion, chunk_bytes, self.sum()))
     }
 }
 

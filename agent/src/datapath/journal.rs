@@ -6,15 +6,15 @@
 //! the digest that it holds.
 
 use super::BLOCK_BYTES;
-use super::digests::Digest;
+use super::digests::{Digest, Sum};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Format of the file; another one is not read.
-const VERSION: u32 = 1;
+/// Format of the file; another one is not read. Version 1 said whether records hold digests, and they were BLAKE3's.
+const VERSION: u32 = 2;
 
 /// A record with a digest: a byte that says what is done, 7 unused, the digest, unused. It never lies across two pages.
 const DIGEST_RECORD_BYTES: u64 = 64;
@@ -58,8 +58,8 @@ pub(super) struct Subject {
     pub(super) conversion: String,
     /// The grid.
     pub(super) chunk_bytes: usize,
-    /// Whether records hold digests.
-    pub(super) digests: bool,
+    /// What digests records hold, if any.
+    pub(super) digests: Option<Sum>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,7 +74,7 @@ impl Subject {
         target_inode: u64,
         conversion: String,
         chunk_bytes: usize,
-        digests: bool,
+        digests: Option<Sum>,
     ) -> Self {
         Self { version: VERSION, source, target_inode, conversion, chunk_bytes, digests }
     }
@@ -95,8 +95,10 @@ pub(super) enum Done {
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
-    digests: bool,
-    chunk_bytes: u64,
+    /// What digests records hold, if any.
+    pub(super) digests: Option<Sum>,
+    /// The grid.
+    pub(super) chunk_bytes: usize,
     /// Whether it was there already, and so may hold something.
     pub(super) resumed: bool,
     /// Whether what it holds is from this boot.
@@ -146,15 +148,15 @@ impl Journal {
         }
         let same_boot = head.boot == boot();
         // Without digests nothing tells which of the bytes an earlier boot brought to the disk.
-        if !same_boot && !subject.digests {
+        if !same_boot && subject.digests.is_none() {
             return Ok(None);
         }
         Ok(Some(Self::over(file, subject, true, same_boot)))
     }
 
     fn over(file: File, subject: &Subject, resumed: bool, same_boot: bool) -> Self {
-        let chunk_bytes = subject.chunk_bytes as u64;
-        Self { file, digests: subject.digests, chunk_bytes, resumed, same_boot }
+        let (digests, chunk_bytes) = (subject.digests, subject.chunk_bytes);
+        Self { file, digests, chunk_bytes, resumed, same_boot }
     }
 
     /// Notes that what records rely on is there: the tables of a new image.
@@ -173,8 +175,8 @@ impl Journal {
     }
 
     fn place(&self, offset: u64) -> u64 {
-        let record = if self.digests { DIGEST_RECORD_BYTES } else { 1 };
-        BLOCK_BYTES as u64 + offset / self.chunk_bytes * record
+        let record = if self.digests.is_some() { DIGEST_RECORD_BYTES } else { 1 };
+        BLOCK_BYTES as u64 + offset / self.chunk_bytes as u64 * record
     }
 
     /// Notes that the chunk at `offset` of the disk is done.
@@ -191,7 +193,7 @@ impl Journal {
         if let Some(digest) = digest {
             record[DIGEST_AT..].copy_from_slice(digest);
         }
-        let length = if self.digests { record.len() } else { 1 };
+        let length = if self.digests.is_some() { record.len() } else { 1 };
         self.file.write_all_at(&record[..length], self.place(offset))
     }
 
@@ -201,7 +203,7 @@ impl Journal {
     /// What the file system says.
     pub(super) fn look(&self, offset: u64) -> io::Result<(Done, Option<Digest>)> {
         let mut record = [0; DIGEST_AT + size_of::<Digest>()];
-        let length = if self.digests { record.len() } else { 1 };
+        let length = if self.digests.is_some() { record.len() } else { 1 };
         match self.file.read_exact_at(&mut record[..length], self.place(offset)) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok((Done::No, None)),
             answer => answer?,
@@ -211,7 +213,8 @@ impl Journal {
             2 => Done::Zeros,
             _ => Done::No,
         };
-        let digest = record[DIGEST_AT..].try_into().ok().filter(|_| self.digests && done != Done::No);
+        let digest =
+            record[DIGEST_AT..].try_into().ok().filter(|_| self.digests.is_some() && done != Done::No);
         Ok((done, digest))
     }
 }
@@ -225,7 +228,7 @@ fn boot() -> String {
 mod tests {
     use super::*;
 
-    fn subject(digests: bool) -> (tempfile::TempDir, Subject) {
+    fn subject(digests: Option<Sum>) -> (tempfile::TempDir, Subject) {
         let folder = tempfile::tempdir().unwrap();
         let stamp = Stamp::of(&File::open(folder.path()).unwrap()).unwrap();
         (folder, Subject::new(stamp, 7, "raw".into(), 1 << 20, digests))
@@ -233,16 +236,16 @@ mod tests {
 
     #[test]
     fn what_was_recorded_is_known_to_the_next_one() {
-        for digests in [false, true] {
+        for digests in [None, Some(Sum::Blake3), Some(Sum::Xxh3)] {
             let (folder, subject) = subject(digests);
             let path = folder.path().join("journal");
             let journal = Journal::create(&path, &subject).unwrap();
-            journal.record(5 << 20, Done::Copied, digests.then_some(&[9; 32])).unwrap();
-            journal.record(70 << 20, Done::Zeros, digests.then_some(&[8; 32])).unwrap();
+            journal.record(5 << 20, Done::Copied, digests.map(|_| &[9; 32])).unwrap();
+            journal.record(70 << 20, Done::Zeros, digests.map(|_| &[8; 32])).unwrap();
             let next = Journal::resume(&path, &subject).unwrap().unwrap();
             assert!(next.same_boot && next.resumed);
-            assert_eq!(next.look(5 << 20).unwrap(), (Done::Copied, digests.then_some([9; 32])));
-            assert_eq!(next.look(70 << 20).unwrap(), (Done::Zeros, digests.then_some([8; 32])));
+            assert_eq!(next.look(5 << 20).unwrap(), (Done::Copied, digests.map(|_| [9; 32])));
+            assert_eq!(next.look(70 << 20).unwrap(), (Done::Zeros, digests.map(|_| [8; 32])));
             for offset in [0, 6 << 20, 1 << 40] {
                 assert_eq!(next.look(offset).unwrap(), (Done::No, None));
             }
@@ -251,15 +254,16 @@ mod tests {
 
     #[test]
     fn a_journal_about_another_copy_or_of_no_sense_is_not_taken() {
-        let (folder, subject) = subject(true);
+        let (folder, subject) = subject(Some(Sum::Blake3));
         let path = folder.path().join("journal");
         assert!(Journal::resume(&path, &subject).unwrap().is_none());
         Journal::create(&path, &subject).unwrap();
         for other in [
             Subject { target_inode: 8, ..subject.clone() },
             Subject { conversion: "qcow2".into(), ..subject.clone() },
-            Subject { digests: false, ..subject.clone() },
-            Subject { version: 2, ..subject.clone() },
+            Subject { digests: None, ..subject.clone() },
+            Subject { digests: Some(Sum::Xxh3), ..subject.clone() },
+            Subject { version: VERSION + 1, ..subject.clone() },
         ] {
             assert!(Journal::resume(&path, &other).unwrap().is_none(), "{other:?}");
         }
@@ -269,16 +273,38 @@ mod tests {
         }
     }
 
+    /// Its records must not be taken for sums of another kind.
+    #[test]
+    fn a_journal_of_an_older_version_is_not_taken() {
+        for (digests, now, then) in [
+            (Some(Sum::Blake3), r#""digests":"blake3""#, r#""digests":true"#),
+            (Some(Sum::Xxh3), r#""digests":"xxh3""#, r#""digests":true"#),
+            (None, r#""digests":null"#, r#""digests":false"#),
+        ] {
+            let (folder, subject) = subject(digests);
+            let path = folder.path().join("journal");
+            Journal::create(&path, &subject).unwrap();
+            let text = String::from_utf8(std::fs::read(&path).unwrap()).unwrap();
+            assert!(text.contains(now), "{text}");
+            for version in [1, VERSION] {
+                let old =
+                    text.replace(r#""version":2"#, &format!(r#""version":{version}"#)).replace(now, then);
+                std::fs::write(&path, format!("{old:4096}")).unwrap();
+                assert!(Journal::resume(&path, &subject).unwrap().is_none(), "{old}");
+            }
+        }
+    }
+
     #[test]
     fn another_boots_journal_counts_only_with_digests() {
-        for digests in [false, true] {
+        for digests in [None, Some(Sum::Blake3), Some(Sum::Xxh3)] {
             let (folder, subject) = subject(digests);
             let path = folder.path().join("journal");
             Journal::create(&path, &subject).unwrap();
             let text = String::from_utf8(std::fs::read(&path).unwrap()).unwrap();
             std::fs::write(&path, text.replace(&boot(), "00000000-0000-0000-0000-000000000000")).unwrap();
             let resumed = Journal::resume(&path, &subject).unwrap();
-            assert_eq!(resumed.is_some_and(|journal| !journal.same_boot), digests);
+            assert_eq!(resumed.is_some_and(|journal| !journal.same_boot), digests.is_some());
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::BLOCK_BYTES;
 use super::buffer::{self, Buffer};
 use super::chunks::{Chunk, Chunks, Origin, Part};
-use super::digests::{Digest, Digests, ZeroDigests, digest};
+use super::digests::{Digest, Digests, Sum, ZeroDigests, digest};
 use super::image::Image;
 use super::journal::{Done, Journal};
 use super::ordered::Ordered;
@@ -103,8 +103,8 @@ pub(super) struct Extras<'a> {
     pub(super) image: Option<&'a Image>,
     /// Where is noted what is done.
     pub(super) journal: Option<&'a Journal>,
-    /// Whether each chunk's digest is noted.
-    pub(super) digests: bool,
+    /// By which digest each chunk is noted, if by any.
+    pub(super) digests: Option<Sum>,
     /// What the digests should be, and the size of the file that they are about.
     pub(super) expected: Option<(&'a Digests, u64)>,
     /// Makes digests of the whole.
@@ -130,7 +130,7 @@ pub(super) struct Pass<'a> {
     pub(super) target: &'a File,
     size_bytes: u64,
     extras: Extras<'a>,
-    zero_digests: ZeroDigests,
+    zero_digests: Option<ZeroDigests>,
     walk: Mutex<Walk>,
     tally: Mutex<Tally<'a>>,
     limit: Mutex<Option<Limit>>,
@@ -156,7 +156,7 @@ impl<'a> Pass<'a> {
             source,
             target,
             size_bytes,
-            zero_digests: ZeroDigests::new(if extras.digests { chunk_bytes } else { 0 }),
+            zero_digests: extras.digests.map(|sum| ZeroDigests::by(sum, chunk_bytes)),
             extras,
             walk: Mutex::new(Walk { chunks, position: 0, budget: None, ended: false }),
             tally: Mutex::new(tally),
@@ -245,10 +245,10 @@ impl<'a> Pass<'a> {
             return Ok(done != Done::No);
         }
         // Another boot's record: the page cache it spoke of is gone.
-        let Some(noted) = digest else { return Ok(false) };
+        let (Some(noted), Some(sum)) = (digest, journal.digests) else { return Ok(false) };
         let mut bytes = Buffer::new(chunk.length);
         let read = buffer::read(self.target, &mut bytes, chunk.offset, chunk.length);
-        Ok(read.is_ok() && self::digest(&bytes[..chunk.length]) == noted)
+        Ok(read.is_ok() && sum.of(&bytes[..chunk.length]) == noted)
     }
 
     /// Looks at a chunk's bytes, of which its parts were read, and says what is to be written. `bytes` is a buffer
@@ -259,7 +259,8 @@ impl<'a> Pass<'a> {
         bytes: &mut [u8],
         runs: &mut Vec<Run>,
     ) -> Result<Verdict, TransferError> {
-        let whole = self.extras.digests || self.extras.expected.is_some() || self.extras.ordered.is_some();
+        let whole =
+            self.extras.digests.is_some() || self.extras.expected.is_some() || self.extras.ordered.is_some();
         if whole {
             fill_gaps(chunk, bytes);
         }
@@ -269,12 +270,10 @@ impl<'a> Pass<'a> {
         self.check(chunk, &bytes[..chunk.length])?;
         let mut verdict = Verdict::default();
         self.find_runs(chunk, bytes, runs);
-        if self.extras.digests {
-            verdict.digest = Some(match runs.is_empty() {
-                true => self.zero_digests.of(chunk.length),
-                false => digest(&bytes[..chunk.length]),
-            });
-        }
+        verdict.digest = match (&self.zero_digests, self.extras.digests) {
+            (Some(zeros), _) if runs.is_empty() => Some(zeros.of(chunk.length)),
+            (_, sum) => sum.map(|sum| sum.of(&bytes[..chunk.length])),
+        };
         verdict.zeros = runs.is_empty();
         if self.extras.reads_only {
             runs.clear();

@@ -17,7 +17,8 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Instant;
 
-/// The grid of chunks where each has its digest, and on network file systems, whose requests are no larger, in bytes.
+/// The grid of chunks where digests are stored or known, and on network file systems, whose requests are no larger, in
+/// bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// The grid on disks: a huge page, so that a request is one piece of memory (docs/decisions/0016).
@@ -77,7 +78,7 @@ impl Prepared {
         let in_memory = source.is_memory() && target.is_memory();
         // The kernel counts page by page; of a file that is nowhere else it need not.
         let cached = if source.is_memory() { None } else { kernel::cached_bytes(copying.source) };
-        let digested = copying.notes_digests()
+        let digested = copying.order.options.digests
             || copying.plan.expected.is_some()
             || !copying.order.options.checksums.is_empty();
         let remote = source.write_bytes().is_some() || target.write_bytes().is_some();
@@ -247,7 +248,7 @@ impl<'a> Passing<'a> {
         if prepared.source.device != prepared.target.device || !prepared.target.copies_on_server() {
             return no("the files are not on one mount whose server copies by itself (NFS 4.2, SMB, Ceph)");
         }
-        let looks = copying.notes_digests()
+        let looks = copying.sum().is_some()
             || !options.checksums.is_empty()
             || copying.plan.expected.is_some()
             || !copying.plan.is_plain();
@@ -289,7 +290,7 @@ impl<'a> Passing<'a> {
         let extras = Extras {
             image: plan.image.as_ref(),
             journal,
-            digests: copying.notes_digests(),
+            digests: copying.sum(),
             expected: plan.expected.as_ref().map(|expected| (expected, plan.source_bytes)),
             ordered,
             limit: options.bandwidth_bytes,

@@ -345,25 +345,29 @@ fn digests_of_the_whole_are_made_while_the_bytes_pass() {
 fn a_copy_that_reads_otherwise_than_it_was_written_is_no_copy() {
     for folder in folders() {
         let order = with(&order(&folder), |options| options.verify = true);
-        fs::write(&order.source, pattern(20 << 20)).unwrap();
+        let source = File::create(&order.source).unwrap();
+        source.write_all_at(&pattern(14 << 20), 0).unwrap();
+        source.write_all_at(&pattern((2 << 20) + 5), 18 << 20).unwrap();
         assert!(run(&order).unwrap().verified);
-        fs::remove_file(&order.destination).unwrap();
         let growing = partial(&order.destination);
-        let mut rounds = 0;
-        let outcome = copy(&order, &mut |done, total| {
-            // Verification counts anew.
-            rounds += u32::from(done == total);
-            if rounds == 1 && done == 0 {
-                let file = OpenOptions::new().write(true).open(&growing).unwrap();
-                file.write_all_at(b"spoiled", 11 << 20).unwrap();
-                file.sync_all().unwrap();
-            }
-        });
-        assert!(
-            matches!(outcome, Err(CopyError::Verify { offset, .. }) if offset == 11 << 20),
-            "{outcome:?}"
-        );
-        assert_eq!(names(&folder), ["source"]);
+        // Data, a hole, and a last chunk of less than a block; the chunks of all grids begin at the first two.
+        for (at, chunk) in [(12 << 20, 12 << 20), (16 << 20, 16 << 20), ((20 << 20) + 4, 20 << 20)] {
+            fs::remove_file(&order.destination).unwrap();
+            let mut rounds = 0;
+            let outcome = copy(&order, &mut |done, total| {
+                // Verification counts anew.
+                rounds += u32::from(done == total);
+                if rounds == 1 && done == 0 {
+                    let file = OpenOptions::new().write(true).open(&growing).unwrap();
+                    file.write_all_at(b"!", at).unwrap();
+                    file.sync_all().unwrap();
+                }
+            });
+            let found = matches!(outcome, Err(CopyError::Verify { offset, .. }) if offset == chunk);
+            assert!(found, "{at}: {outcome:?}");
+            assert_eq!(names(&folder), ["source"]);
+            fs::write(&order.destination, b"").unwrap();
+        }
     }
 }
 

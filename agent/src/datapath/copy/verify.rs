@@ -1,14 +1,15 @@
-//! Reading a copy again and comparing it with the digests of what passed.
+//! Reading a copy again and comparing it with the digests of what passed, those that its journal holds.
 
 use super::error::{CopyError, io_error};
 use crate::datapath::arena::pieces;
 use crate::datapath::buffer::read;
 use crate::datapath::chunks::find_data;
-use crate::datapath::digests::{Digest, ZeroDigests, digest};
+use crate::datapath::digests::{Digest, Sum, ZeroDigests};
 use crate::datapath::image::Image;
 use crate::datapath::journal::Journal;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -34,9 +35,10 @@ const THREADS: usize = 4;
 pub(super) fn verify(
     (copy, path): (&File, &Path),
     image: Option<&Image>,
-    (journal, size_bytes, chunk_bytes): (&Journal, u64, usize),
+    (journal, sum, size_bytes): (&Journal, Sum, u64),
     alive: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<(), CopyError> {
+    let chunk_bytes = journal.chunk_bytes;
     let mut buffers = pieces(THREADS, chunk_bytes).map_err(io_error("get memory to read", path))?;
     let verifying = Verifying {
         copy,
@@ -45,8 +47,9 @@ pub(super) fn verify(
         journal,
         size_bytes,
         chunk_bytes,
-        zeros: ZeroDigests::new(chunk_bytes),
-        walk: Mutex::new(Walk { position: 0, data_from: 0, alive }),
+        sum,
+        zeros: ZeroDigests::by(sum, chunk_bytes),
+        walk: Mutex::new(Walk { position: 0, data: 0..0, alive }),
     };
     std::thread::scope(|scope| {
         let verifying = &verifying;
@@ -69,6 +72,7 @@ struct Verifying<'a> {
     journal: &'a Journal,
     size_bytes: u64,
     chunk_bytes: usize,
+    sum: Sum,
     zeros: ZeroDigests,
     walk: Mutex<Walk<'a>>,
 }
@@ -76,8 +80,9 @@ struct Verifying<'a> {
 struct Walk<'a> {
     /// Where the next chunk begins.
     position: u64,
-    /// Before it there is no data from `position` on.
-    data_from: u64,
+    /// The data that was found last: there is none between it and what was before it. It is kept, since looking for the end
+    /// of long data costs as much as it is long.
+    data: Range<u64>,
     alive: &'a mut (dyn FnMut(u64, u64) + Send),
 }
 
@@ -94,7 +99,7 @@ impl Verifying<'_> {
                     None => read(self.copy, buffer, offset, length),
                 }
                 .map_err(io_error("read", self.path))?;
-                digest(&buffer[..length])
+                self.sum.of(&buffer[..length])
             };
             if found != wanted {
                 return Err(CopyError::Verify { path: self.path.to_owned(), offset });
@@ -113,14 +118,12 @@ impl Verifying<'_> {
         (walk.alive)(offset, self.size_bytes);
         let length = (self.size_bytes - offset).min(self.chunk_bytes as u64) as usize;
         let end = offset + length as u64;
-        if self.image.is_none() && walk.data_from < end {
-            let found = find_data(self.copy, offset.max(walk.data_from), self.size_bytes);
+        if self.image.is_none() && walk.data.end <= offset {
+            let found = find_data(self.copy, offset, self.size_bytes);
             let found = found.map_err(io_error("read", self.path))?;
-            walk.data_from = found.map_or(self.size_bytes, |extent| extent.offset);
+            walk.data = found.map_or(u64::MAX..u64::MAX, |data| data.offset..data.offset + data.length);
         }
-        let hole = self.image.is_none() && walk.data_from >= end;
-        // Data may go on behind this chunk.
-        walk.data_from = if hole { walk.data_from } else { end };
+        let hole = self.image.is_none() && walk.data.start >= end;
         walk.position = end;
         Ok(Some((offset, length, hole)))
     }

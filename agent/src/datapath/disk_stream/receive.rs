@@ -5,7 +5,7 @@ use super::wire::{Answer, Finish, Has, Message, Open, Outcome, read_frame, write
 use super::{ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, lock, prepare};
 use crate::datapath::buffer::{Buffer, read};
 use crate::datapath::copy::{Growing, io_error, journal, publish, set_direct};
-use crate::datapath::digests::{Digests, Whole, ZeroDigests, digest};
+use crate::datapath::digests::{Digests, Sum, Whole, ZeroDigests, digest};
 use crate::datapath::journal::{Done, Journal, Subject};
 use godwit_protocol::quic::Identity;
 use rustls::client::verify_server_name;
@@ -278,7 +278,8 @@ impl<'a> Receiving<'a> {
         }
         let growing = Growing::claim(&order.destination, None, !order.no_clobber, 0o600)?;
         let inode = growing.file.metadata().map_err(io_error("look at", &growing.path))?.ino();
-        let subject = Subject::new(open.source, inode, "from another host".to_owned(), CHUNK_BYTES, true);
+        let subject =
+            Subject::new(open.source, inode, "from another host".to_owned(), CHUNK_BYTES, Some(Sum::Blake3));
         let path = journal(&order.destination);
         let journal = match Journal::resume(&path, &subject).map_err(io_error("read", &path))? {
             Some(journal) => journal,
