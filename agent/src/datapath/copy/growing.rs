@@ -97,9 +97,26 @@ impl Growing {
         Err(CopyError::Busy(destination.to_owned()))
     }
 
-    /// Sets its size.
+    /// Sets its size, where it has another: a file server would be asked in any case.
     pub(in crate::datapath) fn resize(&self, size_bytes: u64) -> Result<(), CopyError> {
-        self.file.set_len(size_bytes).map_err(io_error("resize", &self.path))
+        let told = io_error("resize", &self.path);
+        let sized = self.file.metadata().and_then(|now| match now.len() == size_bytes {
+            true => Ok(()),
+            false => self.file.set_len(size_bytes),
+        });
+        sized.map_err(told)
+    }
+
+    /// Whether an earlier attempt left something in it. A journal that lies beside an empty file is about another one,
+    /// though that may have had the same inode.
+    pub(in crate::datapath) fn is_begun(&self) -> Result<bool, CopyError> {
+        self.file.metadata().map(|now| now.len() > 0).map_err(io_error("look at", &self.path))
+    }
+
+    /// Empties it. What is noted about its bytes goes first, or the next attempt would believe it.
+    pub(in crate::datapath) fn clear(&self) -> Result<(), CopyError> {
+        remove(&journal(&self.destination))?;
+        self.resize(0)
     }
 
     /// Leaves the file and its journal to a later attempt.

@@ -158,23 +158,32 @@ impl<'a> Passing<'a> {
     fn open_journal(&self, ordered: bool) -> Result<Option<Journal>, CopyError> {
         let copying = self.copying;
         let path = super::journal(&copying.order.destination);
-        let told = io_error("write", &path);
-        if !copying.wants_journal() {
-            if !self.prepared.reads_only {
-                copying.growing.resize(0)?;
-            }
-            return Ok(None);
-        }
+        // What consists of one chunk begins anew in any case.
+        let several = copying.plan.disk_bytes > self.prepared.chunk_bytes as u64;
+        let wanted = copying.sum().is_some() || (several && copying.wants_journal());
         let subject = copying.subject(self.prepared.chunk_bytes)?;
         // Digests of the whole need all of the bytes to pass.
-        let goes_on = !copying.order.options.no_resume && !ordered && !self.prepared.reads_only;
-        if goes_on && let Some(journal) = Journal::resume(&path, &subject).map_err(io_error("read", &path))? {
+        let goes_on = wanted && !copying.order.options.no_resume && !ordered && !self.prepared.reads_only;
+        if goes_on
+            && copying.growing.is_begun()?
+            && let Some(journal) = Journal::resume(&path, &subject).map_err(io_error("read", &path))?
+            && self.has_tables(&journal)
+        {
             return Ok(Some(journal));
         }
         if !self.prepared.reads_only {
-            copying.growing.resize(0)?;
+            copying.growing.clear()?;
         }
-        Journal::create(&path, &subject).map(Some).map_err(told)
+        match wanted {
+            true => Journal::create(&path, &subject).map(Some).map_err(io_error("write", &path)),
+            false => Ok(None),
+        }
+    }
+
+    /// Whether a new image that an earlier attempt began has its tables, where there is to be one.
+    fn has_tables(&self, journal: &Journal) -> bool {
+        let growing = &self.copying.growing.file;
+        !self.copying.plan.makes_image || (journal.is_ready() && Image::reopen(growing).is_ok())
     }
 
     /// Makes the destination ready for data: sized, or a new image with room for what is data in the source.
@@ -185,12 +194,9 @@ impl<'a> Passing<'a> {
             return Ok(None);
         }
         let told = |error| io_error("write the tables of", &growing.path)(error);
-        if journal.is_some_and(|journal| journal.resumed && journal.is_ready())
-            && let Ok(image) = Image::reopen(&growing.file)
-        {
-            return Ok(Some(image));
+        if journal.is_some_and(|journal| journal.resumed) {
+            return Image::reopen(&growing.file).map(Some).map_err(told);
         }
-        growing.resize(0)?;
         let image = Image::create(&growing.file, plan.disk_bytes).map_err(told)?;
         let mut extents = self.extents()?;
         while let Some(extent) = extents.find().map_err(io_error("read", &self.copying.order.source))? {

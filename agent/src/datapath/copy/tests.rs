@@ -192,6 +192,62 @@ fn what_an_earlier_attempt_left_is_replaced() {
     assert_eq!(names(&folder), ["destination", "source"]);
 }
 
+/// A journal that says of all chunks that they are done, whatever the grid.
+fn write_journal(order: &CopyOrder, grid: usize) {
+    let source = File::open(&order.source).unwrap();
+    let target = fs::metadata(partial(&order.destination)).unwrap().ino();
+    let size_bytes = source.metadata().unwrap().len();
+    let plan = Plan::new(order, &source, size_bytes).unwrap();
+    let subject = Subject::new(Stamp::of(&source).unwrap(), target, plan.conversion(), grid, None);
+    let journal = Journal::create(&journal(&order.destination), &subject).unwrap();
+    for offset in (0..size_bytes).step_by(grid) {
+        journal.record(offset, crate::datapath::journal::Done::Copied, None).unwrap();
+    }
+}
+
+#[test]
+fn a_journal_is_believed_only_beside_the_bytes_that_it_is_about() {
+    let bytes = pattern(17 << 20);
+    for folder in folders() {
+        let order = order(&folder);
+        fs::write(&order.source, &bytes).unwrap();
+        let mut believed = 0;
+        for grid in [512 << 10, 1 << 20, 2 << 20] {
+            // Somebody removed the growing file, and the next one has its inode.
+            fs::write(partial(&order.destination), b"").unwrap();
+            write_journal(&order, grid);
+            let report = run(&order).unwrap();
+            assert_eq!(report.resumed_bytes, 0, "{grid}");
+            assert!(fs::read(&order.destination).unwrap() == bytes, "{grid}");
+            // It is believed where the bytes may be there: this is the grid in use.
+            fs::write(partial(&order.destination), &bytes).unwrap();
+            write_journal(&order, grid);
+            let overwrite = with(&order, |options| options.overwrite = true);
+            believed += u32::from(run(&overwrite).unwrap().resumed_bytes == bytes.len() as u64);
+            assert!(fs::read(&order.destination).unwrap() == bytes, "{grid}");
+            fs::remove_file(&order.destination).unwrap();
+        }
+        assert_eq!(believed, 1, "one grid is the right one: {folder:?}");
+    }
+}
+
+#[test]
+fn a_copy_that_begins_anew_leaves_no_older_journal_beside_its_bytes() {
+    for folder in folders() {
+        let order = with(&order(&folder), |options| options.no_resume = true);
+        let bytes = pattern(17 << 20);
+        fs::write(&order.source, &bytes).unwrap();
+        fs::write(partial(&order.destination), &bytes).unwrap();
+        write_journal(&order, 2 << 20);
+        let beside = journal(&order.destination);
+        copy(&order, &mut |_, _| {
+            assert!(!beside.exists(), "a kill here, and the next copy would believe it")
+        })
+        .unwrap();
+        assert!(fs::read(&order.destination).unwrap() == bytes);
+    }
+}
+
 #[test]
 fn zeros_within_data_become_holes_by_every_way() {
     for folder in folders() {
