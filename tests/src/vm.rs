@@ -19,6 +19,7 @@
 
 pub mod control;
 mod error;
+pub mod file_server;
 mod image;
 mod machine;
 mod session;

@@ -2,24 +2,6 @@
 
 use crate::nfs::{Client, NfsLab, PATIENCE, big_file, ok};
 use godwit_tests::vm::control::Output;
-use serde_json::Value;
-
-/// How many operations of a kind the client has sent for a mount, by its own count.
-fn sent(client: &Client, folder: &str, operation: &str) -> u64 {
-    let stats = client.shell("cat /proc/self/mountstats");
-    // What is before the first "device" is about no mount.
-    let mount = stats.split("device ").find(|mount| mount.contains(&format!(" mounted on {folder} ")));
-    let mut lines = mount.unwrap_or_default().lines();
-    let line = lines.find_map(|line| line.trim().strip_prefix(&format!("{operation}:")));
-    line.and_then(|counts| counts.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-}
-
-/// Copies to an end that is good, and returns the report.
-#[track_caller]
-fn copy(client: &Client, words: &str) -> Value {
-    let text = client.shell(&format!("godwit-agent copy --json {words}"));
-    serde_json::from_str(&text).expect("is a report")
-}
 
 /// Copies to whatever end.
 fn try_copy(client: &Client, words: &str) -> Output {
@@ -51,19 +33,44 @@ fn copies_on_a_share_are_right_and_what_its_server_refuses_is_told() {
 
 /// A clone where the server's file system has reflinks, else the server's own copy; by the client's counters.
 fn the_server_copies_by_itself(lab: &NfsLab, client: &Client, digest: &str) {
-    for (folder, method, operation) in [("xfs", "reflink", "CLONE"), ("ext4", "server_side", "COPY")] {
+    for (folder, method, operation, why) in [
+        ("xfs", "reflink", "CLONE", "the blocks are shared"),
+        ("ext4", "server_side", "COPY", "the server of 10.9.0.1:/export/ext4 copies by itself"),
+    ] {
         let mount = format!("/mnt/{folder}");
-        copy(client, &format!("/tmp/image {mount}/image"));
-        let count = |operation| sent(client, &mount, operation);
+        client.copy(&format!("/tmp/image {mount}/image"));
+        let count = |operation| client.sent(&mount, operation);
         let before = (count(operation), count("READ"), count("WRITE"));
-        let report = copy(client, &format!("{mount}/image {mount}/copy"));
+        let report = client.copy(&format!("{mount}/image {mount}/copy"));
         assert_eq!(report["method"], method, "{report}");
+        assert_eq!(report["reason"], why, "{report}");
         assert!(count(operation) > before.0, "no {operation} was sent: {report}");
         // 64 MiB would be 64 requests of each; a journal has one or two.
         assert!(count("READ") <= before.1 + 4 && count("WRITE") <= before.2 + 4, "no byte passed the client");
         assert_eq!(&on_server(lab, &format!("/export/{folder}/copy")), digest);
         client.shell(&format!("rm {mount}/copy"));
     }
+    holes_stay_holes_when_the_server_copies(lab, client);
+}
+
+/// A server fills the holes of a range that it copies: it is asked for each part that holds data.
+fn holes_stay_holes_when_the_server_copies(lab: &NfsLab, client: &Client) {
+    client.shell(
+        "for at in 1 9 40; do
+           dd if=/tmp/image of=/mnt/ext4/sparse bs=1M count=2 skip=$at seek=$at conv=notrunc status=none
+         done; truncate -s 64M /mnt/ext4/sparse; sync",
+    );
+    let before = client.sent("/mnt/ext4", "COPY");
+    let report = client.copy("/mnt/ext4/sparse /mnt/ext4/thin");
+    assert_eq!(report["method"], "server_side", "{report}");
+    assert_eq!(report["data_bytes"], 6 << 20, "{report}");
+    assert!(client.sent("/mnt/ext4", "COPY") >= before + 3, "at least one for each part");
+    let compare =
+        "cmp /export/ext4/sparse /export/ext4/thin; du --block-size=1M --apparent-size /export/ext4/thin";
+    assert!(ok(lab.server.shell(compare)).starts_with("64"));
+    let used = ok(lab.server.shell("du --block-size=1M /export/ext4/thin"));
+    assert!(used.starts_with("6\t") || used.starts_with("7\t"), "{used}");
+    client.shell("rm /mnt/ext4/sparse /mnt/ext4/thin");
 }
 
 fn a_full_and_a_read_only_export_are_told(lab: &NfsLab, client: &Client) {
@@ -99,14 +106,14 @@ fn a_killed_copy_goes_on(lab: &NfsLab, client: &Client, digest: &str) {
     let output = ok(killed.wait(PATIENCE));
     assert_eq!(output.signal, Some(9), "{output:?}");
     assert!(!ok(lab.server.output(&["test", "-e", "/export/ext4/killed"])).success());
-    let report = copy(client, words);
+    let report = client.copy(words);
     assert!(report["resumed_bytes"].as_u64() > Some(4 << 20), "{report}");
     assert_eq!(&on_server(lab, "/export/ext4/killed"), digest);
 }
 
 fn a_far_server_is_worked_with(lab: &NfsLab, client: &Client, digest: &str) {
     ok(lab.server.shell("modprobe sch_netem; tc qdisc add dev eth0 root netem delay 20ms limit 10000"));
-    let report = copy(client, "--probes /tmp/probes /tmp/image /mnt/xfs/far");
+    let report = client.copy("--probes /tmp/probes /tmp/image /mnt/xfs/far");
     eprintln!("at 20 ms: {report}");
     assert!(report["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{report}");
     assert_eq!(&on_server(lab, "/export/xfs/far"), digest);

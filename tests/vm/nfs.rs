@@ -4,50 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use godwit_tests::vm::{Vm, VmError, Wire};
+use serde_json::Value;
 
-/// The server's address.
-pub(crate) const SERVER: &str = "10.9.0.1";
+pub(crate) use godwit_tests::vm::file_server::ADDRESS as SERVER;
+use godwit_tests::vm::{Vm, VmError, Wire, file_server};
 
 /// How long anything may take on a machine that is busy, under emulation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
-
-/// The server's start, at the first boot and after each loss of power: an export on xfs with reflinks, one on ext4, and
-/// a small one that is soon full. The state of clients lies on a disk, so that they may
-/// claim their locks again. Short leases, so that a restart is not waited for long.
-const SERVE: &str = "
-modprobe -a nfsd xfs
-mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd
-# Where Debian's nfsdcld looks for its pipe: without it nothing is known of clients after a restart.
-mkdir -p /run/rpc_pipefs
-mount -t rpc_pipefs sunrpc /run/rpc_pipefs
-blkid /dev/vdc >/dev/null || mkfs.xfs -q -m reflink=1 /dev/vdc
-blkid /dev/vdd >/dev/null || mkfs.ext4 -q /dev/vdd
-blkid /dev/vde >/dev/null || mkfs.ext4 -q -O ^has_journal -m 0 /dev/vde
-mkdir -p /export/xfs /export/ext4 /export/small
-mount /dev/vdc /export/xfs
-mount /dev/vdd /export/ext4
-mount /dev/vde /export/small
-mkdir -p /export/ext4/.state /etc/nfs.conf.d
-printf '[nfsd]\\nvers3=n\\n[nfsdcld]\\nstoragedir=/export/ext4/.state\\n' > /etc/nfs.conf.d/test.conf
-for export in xfs ext4 small; do
-  echo \"/export/$export *(rw,sync,no_root_squash,no_subtree_check,insecure)\"
-done > /etc/exports
-exportfs -ra
-nfsdcld
-echo 1048576 > /proc/fs/nfsd/max_block_size
-";
-
-/// The server's threads begin to serve.
-const START_DAEMON: &str = "
-# The kernel waits for nfsdcld for a quarter of a second, which under emulation is short; what it takes instead knows
-# nobody after a loss of power.
-rpc.nfsd -N 3 -G 10 -L 10 4
-until dmesg | grep 'NFSD: Using' | tail -n 1 | grep -q nfsdcld; do
-  rpc.nfsd 0
-  rpc.nfsd -N 3 -G 10 -L 10 4
-done
-";
 
 /// The server and its wire.
 pub(crate) struct NfsLab {
@@ -60,14 +23,7 @@ impl NfsLab {
     /// Starts the server; it boots while the caller goes on to start clients.
     pub(crate) fn start() -> NfsLab {
         let wire = Wire::new().expect("a wire");
-        let server = Vm::builder("server")
-            .memory_mib(640)
-            .disk(1 << 30)
-            .disk(1 << 30)
-            .disk(48 << 20)
-            .wire(&wire, "10.9.0.1/24")
-            .start()
-            .expect("the server starts");
+        let server = file_server::builder(&wire).start().expect("the server starts");
         NfsLab { wire, server }
     }
 
@@ -96,14 +52,12 @@ impl NfsLab {
 
     /// Lets the server export; also after a loss of power.
     pub(crate) fn serve(&self) {
-        self.server.shell(SERVE).expect("the server exports");
-        self.start_daemon();
-        self.server.shell("rpc.mountd -N 3").expect("the server lets mount");
+        file_server::serve(&self.server).expect("the server exports");
     }
 
     /// Lets the server's threads serve what is exported; also after they were stopped.
     pub(crate) fn start_daemon(&self) {
-        self.server.shell(START_DAEMON).expect("the server serves");
+        file_server::start_daemon(&self.server).expect("the server serves");
     }
 }
 
@@ -144,6 +98,24 @@ impl Client {
              mount -t nfs -o vers=4.2,proto=tcp,{options} {SERVER}:{export} {folder}"
         ));
         folder
+    }
+
+    /// Copies to an end that is good, and returns the report.
+    #[track_caller]
+    pub(crate) fn copy(&self, words: &str) -> Value {
+        let text = self.shell(&format!("godwit-agent copy --json {words}"));
+        serde_json::from_str(&text).expect("is a report")
+    }
+
+    /// How many operations of a kind it has sent for a mount, by the kernel's count.
+    #[track_caller]
+    pub(crate) fn sent(&self, folder: &str, operation: &str) -> u64 {
+        let stats = self.shell("cat /proc/self/mountstats");
+        // What is before the first "device" is about no mount.
+        let mount = stats.split("device ").find(|mount| mount.contains(&format!(" mounted on {folder} ")));
+        let mut lines = mount.unwrap_or_default().lines();
+        let line = lines.find_map(|line| line.trim().strip_prefix(&format!("{operation}:")));
+        line.and_then(|counts| counts.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 
     /// Asks for something in a pool's folder as the agent asks its helper.

@@ -1,7 +1,7 @@
 //! Mounting, by the agent's own helper and by the agent: which version, what is refused, when it ends.
 
 use crate::fleet::{self, godwit, value};
-use crate::nfs::{Client, NfsLab, PATIENCE, SERVER, ok};
+use crate::nfs::{Client, NfsLab, PATIENCE, SERVER, big_file, ok};
 
 /// A server that has only these versions; `rpc.nfsd` is told which it has not.
 fn versions(lab: &NfsLab, not: &str) {
@@ -28,6 +28,7 @@ fn a_share_is_mounted_once_in_the_best_version_that_its_server_has() {
     let client = lab.client(1);
     lab.serve();
     client.shell("mkdir -p /mnt/pool");
+    big_file(&client.vm, "/tmp/image", 24);
 
     let share = "\"export\":\"/export/xfs\"";
     for (not, version) in [("-N 3", "vers=4.2"), ("-N 3 -N 4.2", "vers=4.1")] {
@@ -37,6 +38,10 @@ fn a_share_is_mounted_once_in_the_best_version_that_its_server_has() {
         assert!(mount(&client, "/mnt/pool", share).contains("\"already\":true"), "once");
         let mounts = mounted(&client, "/mnt/pool");
         assert!(mounts.lines().count() == 1 && mounts.contains(version), "{mounts}");
+        match version {
+            "vers=4.2" => the_server_shares_or_copies(&client),
+            _ => the_bytes_pass_by_the_best_loop(&client, version),
+        }
         unmount(&client, "/mnt/pool");
     }
     let said = mount(&client, "/mnt/pool", &format!("{share},\"version\":\"4.2\""));
@@ -48,6 +53,7 @@ fn a_share_is_mounted_once_in_the_best_version_that_its_server_has() {
     versions(&lab, "-V 3 -N 4");
     let said = mount(&client, "/mnt/pool", share);
     assert!(said.contains("\"already\":false") && mounted(&client, "/mnt/pool").contains("vers=3"), "{said}");
+    the_bytes_pass_by_the_best_loop(&client, "vers=3");
     unmount(&client, "/mnt/pool");
     versions(&lab, "-N 3 -V 4 -V 4.2");
 
@@ -62,6 +68,48 @@ fn a_share_is_mounted_once_in_the_best_version_that_its_server_has() {
         "{said}"
     );
     assert_eq!(mounted(&client, "/mnt/ext4").lines().count(), 1, "it is left alone");
+}
+
+/// With version 4.2 the server clones, or copies where its file system could not; no loop is asked for.
+fn the_server_shares_or_copies(client: &Client) {
+    client.copy("/tmp/image /mnt/pool/image");
+    for (option, method, operation) in
+        [("", "reflink", "CLONE"), ("--method server_side", "server_side", "COPY")]
+    {
+        let count = |operation| client.sent("/mnt/pool", operation);
+        let before = (count(operation), count("READ"));
+        let report = client.copy(&format!("--probes /tmp/probes {option} /mnt/pool/image /mnt/pool/copy"));
+        assert_eq!(report["method"], method, "{report}");
+        // A clone is one request; of a copy the server does as much at a time as it likes.
+        assert!(count(operation) > before.0, "no {operation} was sent: {report}");
+        assert_eq!(count("READ"), before.1, "no byte passed the client: {report}");
+        client.shell("cmp /tmp/image /mnt/pool/copy");
+    }
+    client.shell("test ! -e /tmp/probes");
+}
+
+/// With older versions the client moves the bytes, by the loop that a probe found for this mount and kernel.
+fn the_bytes_pass_by_the_best_loop(client: &Client, version: &str) {
+    let count = |operation| client.sent("/mnt/pool", operation);
+    let copy = |options: &str| {
+        client.copy(&format!("--probes /tmp/probes {options} /mnt/pool/image /mnt/pool/copy"))
+    };
+    let few = copy("");
+    assert_eq!(few["method"], "threads", "{few}");
+    assert!(few["reason"].as_str().is_some_and(|why| why.contains("was not probed yet")), "{few}");
+    let before = count("READ");
+    let probed = copy("--probe");
+    assert!(count("READ") - before >= 24, "each MiB was asked for: {probed}");
+    assert_eq!(probed["reason"], "the best in a probe of these mounts", "{probed}");
+    let again = copy("");
+    assert_eq!(again["reason"], "the best in an earlier probe of these mounts", "{again}");
+    assert_eq!((&again["method"], &again["depth"]), (&probed["method"], &probed["depth"]));
+    assert_eq!((count("CLONE"), count("COPY")), (0, 0));
+    client.shell("cmp /tmp/image /mnt/pool/copy");
+    let known = client.shell("cat /tmp/probes");
+    let kernel = client.shell("uname -r");
+    assert!(known.contains(version) && known.contains(kernel.trim()), "{known}");
+    eprintln!("{version}: {probed}");
 }
 
 #[test]

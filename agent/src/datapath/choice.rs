@@ -49,7 +49,12 @@ pub(super) const CANDIDATES: [Loop; 4] =
     [RING, Loop { method: Method::IoUring, depth: 4 }, THREADS, Loop { method: Method::Threads, depth: 2 }];
 
 /// Data that each candidate moves in a probe, in bytes.
-pub(super) const PROBE_BYTES: u64 = 64 << 20;
+const PROBE_BYTES: u64 = 64 << 20;
+
+/// The same for a copy of so many bytes of data: half of it at least goes by the best.
+pub(super) fn probe_bytes(data_bytes: u64) -> u64 {
+    PROBE_BYTES.min(data_bytes / (2 * CANDIDATES.len() as u64))
+}
 
 /// A smaller copy is not worth a ring.
 pub(super) const SMALL_BYTES: u64 = 16 << 20;
@@ -62,6 +67,8 @@ const WORTH_A_PROBE_BYTES: u64 = 8 * PROBE_BYTES;
 pub(super) struct Facts<'a> {
     /// What the user demands.
     pub(super) forced: Option<Method>,
+    /// A probe is asked for, however few the bytes.
+    pub(super) probe: bool,
     /// Digests of the whole are wanted.
     pub(super) ordered: bool,
     /// Parts of the source must be decoded.
@@ -121,7 +128,7 @@ pub(super) fn choose(facts: &Facts<'_>) -> Choice {
     if let Some(known) = facts.known {
         return Choice::Use(known, "the best in an earlier probe of these mounts");
     }
-    if facts.data_bytes >= WORTH_A_PROBE_BYTES {
+    if facts.probe || facts.data_bytes >= WORTH_A_PROBE_BYTES {
         return Choice::Probe;
     }
     match facts.source.write_bytes().is_some() || facts.target.write_bytes().is_some() {
@@ -162,6 +169,7 @@ mod tests {
     fn facts<'a>(source: &'a Mount, target: &'a Mount) -> Facts<'a> {
         Facts {
             forced: None,
+            probe: false,
             ordered: false,
             encoded: false,
             source,
@@ -197,6 +205,17 @@ mod tests {
         assert_eq!(method(&some(&disk, &share)), Some(Method::Threads));
         let tiny = choose(&Facts { data_bytes: 1 << 20, ..facts(&disk, &disk) });
         assert!(matches!(tiny, Choice::Use(Loop { method: Method::Threads, depth: 1 }, _)));
+    }
+
+    #[test]
+    fn a_probe_that_is_asked_for_is_made_of_what_there_is() {
+        let share = mount("nfs4", "rw,vers=4.1,wsize=1048576");
+        let asked = |data_bytes| choose(&Facts { probe: true, data_bytes, ..facts(&share, &share) });
+        assert_eq!(asked(SMALL_BYTES), Choice::Probe);
+        assert!(matches!(asked(SMALL_BYTES - 1), Choice::Use(_, why) if why.contains("so few bytes")));
+        assert_eq!(probe_bytes(WORTH_A_PROBE_BYTES), PROBE_BYTES);
+        assert_eq!(probe_bytes(1 << 40), PROBE_BYTES);
+        assert_eq!(probe_bytes(SMALL_BYTES), 2 << 20);
     }
 
     #[test]

@@ -83,6 +83,9 @@ pub struct CopyArgs {
     /// Begin anew whatever an earlier attempt left, and leave nothing to a later one
     #[arg(long)]
     no_resume: bool,
+    /// Find the best loop for these mounts anew, with as few bytes as this copy has, whatever an earlier probe found
+    #[arg(long, conflicts_with = "method")]
+    probe: bool,
     /// Remember in FILE what probes of mounts found [default: copy.json under ~/.cache/godwit]
     #[arg(long, value_name = "FILE")]
     probes: Option<PathBuf>,
@@ -148,6 +151,7 @@ impl CopyArgs {
                 expect: self.expect.clone(),
                 checksums: self.checksum.clone(),
                 bandwidth_bytes: self.bandwidth,
+                probe: self.probe,
                 io_class: self.io_class,
                 polite: self.polite,
                 overwrite: !self.no_clobber,

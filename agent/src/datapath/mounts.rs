@@ -52,9 +52,10 @@ impl Mount {
         self.option("wsize")?.parse().ok().filter(|bytes| *bytes >= 4096)
     }
 
-    /// Names the mount across boots and remounts.
+    /// Names the mount across boots and remounts. Of a share the protocol's version belongs to it.
     pub(super) fn name(&self) -> String {
-        format!("{} {}", self.kind, self.origin)
+        let version = self.option("vers").map(|version| format!(" vers={version}"));
+        format!("{} {}{}", self.kind, self.origin, version.unwrap_or_default())
     }
 
     #[cfg(test)]
@@ -114,6 +115,8 @@ mod tests {
         let share = find(TABLE, libc::makedev(0, 47)).unwrap();
         assert_eq!(share.write_bytes(), Some(524_288));
         assert!(share.copies_on_server());
+        assert_eq!(share.name(), "nfs4 198.18.0.1:/pool vers=4.2");
+        assert_eq!(disk.name(), "ext4 /dev/vda");
         let old = find(TABLE, libc::makedev(0, 48)).unwrap();
         assert!(!old.copies_on_server());
         assert_eq!(old.write_bytes(), None, "less than a block is no size to go by");

@@ -39,6 +39,8 @@ pub struct Options {
     pub checksums: Vec<Checksum>,
     /// Most bytes a second.
     pub bandwidth_bytes: Option<u64>,
+    /// Finds the best loop for the mounts anew, with however few bytes, whatever an earlier probe found.
+    pub probe: bool,
     /// The process's I/O priority.
     pub io_class: Option<IoClass>,
     /// Uses fewer requests at a time while other work slows the mount down.

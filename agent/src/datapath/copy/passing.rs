@@ -391,6 +391,7 @@ impl Mover<'_, '_> {
         let key = known::key(&prepared.source, &prepared.target, &passes);
         let facts = Facts {
             forced: options.method,
+            probe: options.probe,
             ordered,
             encoded: prepared.encoded,
             source: &prepared.source,
@@ -398,7 +399,11 @@ impl Mover<'_, '_> {
             data_bytes: prepared.data_bytes,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             // A limit makes all ways alike.
-            known: options.known.as_deref().and_then(|file| known::find(file, &key)),
+            known: options
+                .known
+                .as_deref()
+                .filter(|_| !options.probe)
+                .and_then(|file| known::find(file, &key)),
         };
         let (used, reason) = match choice::choose(&facts) {
             Choice::Use(used, why) => (used, why.to_owned()),
@@ -428,7 +433,7 @@ impl Mover<'_, '_> {
     fn probe(&self) -> Result<Loop, CopyError> {
         let mut measured = Vec::new();
         for candidate in choice::CANDIDATES {
-            self.pass.allow(Some(choice::PROBE_BYTES));
+            self.pass.allow(Some(choice::probe_bytes(self.passing.prepared.data_bytes)));
             let (begun, cpu_s) = (Instant::now(), cpu_s());
             match self.run(candidate) {
                 Err(TransferError::Setup(_)) => continue,
