@@ -15,6 +15,7 @@ mod stream;
 use std::path::{Path, PathBuf};
 
 use godwit_tests::lab::LabError;
+use godwit_tests::vm::VmError;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 
@@ -37,6 +38,9 @@ pub(crate) struct Arguments {
     /// Copy in this folder instead, such as nfs42-xfs=/mnt/share; may be repeated
     #[arg(long, value_name = "NAME=FOLDER", value_parser = parse_place)]
     at: Vec<(String, PathBuf)>,
+    /// Size of the disks that are copied [default: 2048, 512 with --quick; on NFS 128, 32 with --quick]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
+    disk_mib: Option<u64>,
     /// Of copy, stream and overlay only the cases whose names hold this text, such as xfs or cold-full; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -85,6 +89,8 @@ pub(crate) enum BenchError {
     NotRunning { daemon: String, log: String },
     #[error(transparent)]
     Lab(#[from] LabError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
     #[error(transparent)]
     Setup(#[from] SetupError),
     #[error(transparent)]
@@ -153,6 +159,9 @@ fn build() -> Result<PathBuf, BenchError> {
             .args(["build", "--release", "--bins", "--features=godwit-tests/oracle"])
             .args(packages),
     )?;
+    // VMs are kept by a program beside this one.
+    let keeper = ["build", "--quiet", "--package=godwit-tests", "--bin=vm-lab"];
+    command::run(command::cargo().args(keeper))?;
     Ok(command::target_folder().join("release"))
 }
 
@@ -165,7 +174,7 @@ fn measure(
 ) -> Result<(), BenchError> {
     match family {
         Name::All => Ok(()),
-        Name::Copy => report.add(copy::measure(programs, effort, &arguments.at)?),
+        Name::Copy => copy::measure(programs, effort, &arguments.at, arguments.disk_mib, report),
         Name::Stream => stream::measure(programs, effort, report),
         Name::Footprint => report.add(footprint::measure(programs, effort)?),
         Name::Locality => report.add(locality::measure(programs, effort)?),

@@ -3,6 +3,7 @@
 //! The time goes to the moment at which the copy is on the disk; each copy is compared with its source before its time
 //! counts. In each round every tool has one turn, and the rounds begin with another one each time.
 
+mod share;
 mod stage;
 mod tools;
 
@@ -14,6 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use super::record::{Record, cost};
+use super::report::Report;
 use super::{BenchError, Effort, children_cpu_s};
 use crate::command;
 use stage::{Place, Stage};
@@ -43,27 +45,39 @@ struct Case<'a> {
     data_bytes: u64,
 }
 
+/// At the places that `at` names; without any on this machine's file systems, and on NFS in VMs.
 pub(super) fn measure(
     programs: &Path,
     effort: Effort<'_>,
     at: &[(String, PathBuf)],
-) -> Result<Vec<Record>, BenchError> {
-    let disk_bytes: u64 = if effort.quick { 512 << 20 } else { 2 << 30 };
+    disk_mib: Option<u64>,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let disk_bytes = disk_mib.unwrap_or(if effort.quick { 512 } else { 2048 }) << 20;
     let stage = Stage::set(at, disk_bytes * 5)?;
-    let mut records = Vec::new();
     for place in &stage.places {
         match &place.folder {
-            Ok(folder) => records.extend(measure_place(programs, effort, place, folder, disk_bytes)?),
-            Err(why) => {
-                let case = format!("{}-sparse", place.name);
-                if !effort.wants(&case) {
-                    continue;
-                }
-                records.extend([WALL, CPU].map(|metric| Record::skipped("copy", &case, metric, "all", why)));
-            }
+            Ok(folder) => measure_place(programs, effort, place, folder, disk_bytes, report)?,
+            Err(why) => report.add(skipped(effort, place, why))?,
         }
     }
-    Ok(records)
+    drop(stage);
+    match at {
+        [] => share::measure(programs, effort, disk_mib, report),
+        _ => Ok(()),
+    }
+}
+
+/// What is told of a place that is not there.
+fn skipped(effort: Effort<'_>, place: &Place, why: &str) -> Vec<Record> {
+    let case = format!("{}-sparse", place.name);
+    let wanted = is_wanted(effort, place).then_some([WALL, CPU]);
+    wanted.into_iter().flatten().map(|metric| Record::skipped("copy", &case, metric, "all", why)).collect()
+}
+
+/// Whether any case of a place is asked for.
+fn is_wanted(effort: Effort<'_>, place: &Place) -> bool {
+    Task::ALL.iter().any(|&task| plan(place, task).any(|planned| effort.wants(&planned.name)))
 }
 
 fn measure_place(
@@ -72,8 +86,8 @@ fn measure_place(
     place: &Place,
     folder: &Path,
     disk_bytes: u64,
-) -> Result<Vec<Record>, BenchError> {
-    let mut records = Vec::new();
+    report: &mut Report,
+) -> Result<(), BenchError> {
     for task in Task::ALL {
         let planned: Vec<Planned> = plan(place, task).filter(|planned| effort.wants(&planned.name)).collect();
         if planned.is_empty() {
@@ -87,11 +101,11 @@ fn measure_place(
             if !extra.is_empty() {
                 peers.truncate(2);
             }
-            records.extend(case.measure(effort, &tools::ours(programs, task, extra), &peers)?);
+            report.add(case.measure(effort, &tools::ours(programs, task, extra), &peers)?)?;
         }
         fs::remove_file(&source).map_err(BenchError::io("cannot remove the source"))?;
     }
-    Ok(records)
+    Ok(())
 }
 
 /// A case before it has its source.
@@ -102,13 +116,16 @@ struct Planned {
     extra: &'static str,
 }
 
-/// The cases of a task. Memory is never cold; what digests and verifying cost is seen on one case.
+/// The cases of a task. Memory is never cold; what digests and verifying cost is seen on one case of a disk.
 fn plan(place: &Place, task: Task) -> impl Iterator<Item = Planned> {
     let temperatures: &[(&str, bool)] =
         if place.is_memory() { &[("", false)] } else { &[("cold-", true), ("warm-", false)] };
     temperatures.iter().enumerate().flat_map(move |(index, &(temperature, cold))| {
-        let extras: &[&'static str] =
-            if task == Task::Sparse && index == 0 { &["", "--digests", "--verify"] } else { &[""] };
+        let extras: &[&'static str] = if task == Task::Sparse && index == 0 && !place.is_share() {
+            &["", "--digests", "--verify"]
+        } else {
+            &[""]
+        };
         extras.iter().map(move |&extra| {
             // "--verify" gives "…-sparse-verify".
             let name = format!("{}-{temperature}{}{}", place.name, task.name(), extra.replace("--", "-"));

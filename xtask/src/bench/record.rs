@@ -24,6 +24,8 @@ pub(super) struct Record {
     metric: &'static str,
     peer: String,
     outcome: Outcome,
+    /// Where it was measured: kernel and number of CPUs.
+    env: Value,
 }
 
 #[derive(Debug)]
@@ -53,13 +55,40 @@ impl Record {
         let ratios = pairs.iter().map(|pair| better(*pair));
         let spread = ratios.map(|one| (one - ratio).abs() / ratio).fold(0.0, f64::max);
         let outcome = Outcome::Measured { ours, theirs, ratio, pairs: pairs.len(), spread };
-        Record { bench, case: case.to_owned(), metric: metric.name, peer: peer.to_owned(), outcome }
+        Record::new(bench, case, metric.name, peer, outcome)
     }
 
     /// A case that cannot run here, and why.
     pub(super) fn skipped(bench: &'static str, case: &str, metric: Metric, peer: &str, why: &str) -> Record {
-        let outcome = Outcome::Skipped(why.to_owned());
-        Record { bench, case: case.to_owned(), metric: metric.name, peer: peer.to_owned(), outcome }
+        Record::new(bench, case, metric.name, peer, Outcome::Skipped(why.to_owned()))
+    }
+
+    fn new(bench: &'static str, case: &str, metric: &'static str, peer: &str, outcome: Outcome) -> Record {
+        let env = json!({
+            "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+            "cpus": std::thread::available_parallelism().map_or(1, usize::from),
+        });
+        Record { bench, case: case.to_owned(), metric, peer: peer.to_owned(), outcome, env }
+    }
+
+    /// What [`Self::to_json`] said on another machine, about one of `metrics`; none of anything else.
+    pub(super) fn from_json(bench: &'static str, metrics: &[Metric], line: &Value) -> Option<Record> {
+        let text = |key: &str| line[key].as_str();
+        let number = |key: &str| line[key].as_f64();
+        let metric = metrics.iter().find(|metric| text("metric") == Some(metric.name))?.name;
+        let outcome = match text("skipped") {
+            Some(why) => Outcome::Skipped(why.to_owned()),
+            None => Outcome::Measured {
+                ours: number("ours")?,
+                theirs: number("theirs")?,
+                ratio: number("ratio")?,
+                pairs: usize::try_from(line["pairs"].as_u64()?).ok()?,
+                spread: number("spread")?,
+            },
+        };
+        let (case, peer) = (text("case")?.to_owned(), text("peer")?.to_owned());
+        let record = Record { bench, case, metric, peer, outcome, env: line["env"].clone() };
+        (text("bench") == Some(bench)).then_some(record)
     }
 
     /// One line, for scripts.
@@ -69,10 +98,7 @@ impl Record {
             "case": self.case,
             "metric": self.metric,
             "peer": self.peer,
-            "env": {
-                "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
-                "cpus": std::thread::available_parallelism().map_or(1, usize::from),
-            },
+            "env": self.env,
         });
         match &self.outcome {
             Outcome::Skipped(why) => value["skipped"] = json!(why),
@@ -162,6 +188,22 @@ mod tests {
         let skipped = Record::skipped("copy", "c", cost("wall_s"), "cp", "why");
         assert_eq!(keys(&skipped), ["bench", "case", "env", "metric", "peer", "skipped"]);
         assert_eq!(skipped.to_json()["skipped"], "why");
+    }
+
+    #[test]
+    fn what_another_machine_measured_is_told_as_it_told_it() {
+        let wall = cost("wall_s");
+        let mut measured = Record::measured("copy", "c", wall, "cp", &[(1.0, 2.0), (3.0, 2.0)]).to_json();
+        measured["env"]["kernel"] = json!("another");
+        for line in [measured, Record::skipped("copy", "c", wall, "cp", "why").to_json()] {
+            let again = Record::from_json("copy", &[wall], &line).expect("is a record");
+            assert_eq!(again.to_json(), line);
+            assert!(Record::from_json("copy", &[cost("cpu_s")], &line).is_none());
+            assert!(Record::from_json("stream", &[wall], &line).is_none());
+        }
+        assert!(
+            Record::from_json("copy", &[wall], &json!({ "bench": "copy", "metric": "wall_s" })).is_none()
+        );
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! nothing stays whatever happens.
 
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -11,6 +12,9 @@ use nix::sys::statfs::{FsType, statfs};
 
 use super::super::BenchError;
 use crate::command;
+
+/// mkfs.xfs makes no file system smaller than 300 MiB.
+const SMALLEST_BYTES: u64 = 512 << 20;
 
 /// A folder to copy in.
 #[derive(Debug)]
@@ -21,17 +25,42 @@ pub(super) struct Place {
 }
 
 impl Place {
+    pub(super) fn new(name: &str, folder: Result<PathBuf, String>) -> Place {
+        Place { name: name.to_owned(), folder }
+    }
+
     pub(super) fn is_memory(&self) -> bool {
         self.name == "tmpfs"
     }
+
+    pub(super) fn is_share(&self) -> bool {
+        self.name.starts_with("nfs")
+    }
 }
 
-/// A folder that is removed when dropped.
-struct Scratch(PathBuf);
+/// A folder that is removed when dropped, and when this process ends in any other way.
+pub(super) struct Scratch {
+    pub(super) folder: PathBuf,
+    /// Removes the folder once its stdin ends.
+    keeper: Child,
+}
+
+impl Scratch {
+    pub(super) fn new(folder: PathBuf) -> Result<Scratch, BenchError> {
+        let failed = || BenchError::io(format!("cannot create {}", folder.display()));
+        fs::create_dir_all(&folder).map_err(failed())?;
+        let mut keeper = Command::new("sh");
+        // A group of its own: Ctrl-C does not reach it.
+        keeper.args(["-c", "read -r _; rm -rf -- \"$1\"", "keep"]).arg(&folder).process_group(0);
+        let keeper = keeper.stdin(Stdio::piped()).spawn().map_err(failed())?;
+        Ok(Scratch { folder, keeper })
+    }
+}
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        // This closes its stdin first.
+        let _ = self.keeper.wait();
     }
 }
 
@@ -51,42 +80,32 @@ impl Drop for Stage {
 }
 
 impl Stage {
-    /// ext4, xfs and tmpfs of this machine, and NFS where somebody has mounted it: `at` names folders.
+    /// ext4, xfs and tmpfs of this machine; if `at` names folders, those instead.
     pub(super) fn set(at: &[(String, PathBuf)], disk_bytes: u64) -> Result<Stage, BenchError> {
-        let base =
-            Scratch(command::target_folder().join(format!("godwit-bench-copy-{}", std::process::id())));
-        let memory = Scratch(PathBuf::from(format!("/dev/shm/godwit-bench-copy-{}", std::process::id())));
-        for folder in [&base, &memory] {
-            fs::create_dir_all(&folder.0)
-                .map_err(BenchError::io(format!("cannot create {}", folder.0.display())))?;
-        }
+        let name = format!("godwit-bench-copy-{}", std::process::id());
+        let base = Scratch::new(command::target_folder().join(&name))?;
+        let memory = Scratch::new(Path::new("/dev/shm").join(&name))?;
         let mut stage = Stage { places: Vec::new(), mounted: Vec::new(), _scratch: Vec::new() };
         if at.is_empty() {
             own_mounts()?;
-            let ext4 = match file_system(&base.0)? {
-                "ext4" => Ok(base.0.clone()),
-                _ => stage.mount_loop(&base.0, "ext4", disk_bytes),
+            let ext4 = match file_system(&base.folder)? {
+                "ext4" => Ok(base.folder.clone()),
+                _ => stage.mount_loop(&base.folder, "ext4", disk_bytes),
             };
             stage.add("ext4", ext4);
-            let xfs = stage.mount_loop(&base.0, "xfs", disk_bytes);
+            let xfs = stage.mount_loop(&base.folder, "xfs", disk_bytes);
             stage.add("xfs", xfs);
-            stage.add("tmpfs", Ok(memory.0.clone()));
+            stage.add("tmpfs", Ok(memory.folder.clone()));
         }
         for (name, folder) in at {
             stage.add(name, Ok(folder.clone()));
-        }
-        for name in ["nfs42-xfs", "nfs42-ext4"] {
-            if !at.iter().any(|(there, _)| there == name) {
-                let why = "no NFS here: run it where a share is mounted, with --at NAME=FOLDER";
-                stage.add(name, Err(why.to_owned()));
-            }
         }
         stage._scratch = vec![base, memory];
         Ok(stage)
     }
 
     fn add(&mut self, name: &str, folder: Result<PathBuf, String>) {
-        self.places.push(Place { name: name.to_owned(), folder });
+        self.places.push(Place::new(name, folder));
     }
 
     /// A file system in a file, through a loop device that goes past the page cache: else the copy would be cached twice.
@@ -94,7 +113,7 @@ impl Stage {
         let (image, folder) = (base.join(format!("{kind}.img")), base.join(kind));
         let make = || -> Result<(), BenchError> {
             let file = fs::File::create(&image).map_err(BenchError::io("cannot make a file"))?;
-            file.set_len(bytes).map_err(BenchError::io("cannot make a file"))?;
+            file.set_len(bytes.max(SMALLEST_BYTES)).map_err(BenchError::io("cannot make a file"))?;
             fs::create_dir_all(&folder).map_err(BenchError::io("cannot make a folder"))?;
             command::run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
             let device = command::capture(
