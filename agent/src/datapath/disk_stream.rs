@@ -6,6 +6,7 @@
 //! answers with the digests of what it has. Then chunks come on all connections in any order, and at last, on the first,
 //! the digest of all digests, which both must agree on before the disk gets its name.
 
+mod arriving;
 pub mod command;
 mod receive;
 mod send;
@@ -50,6 +51,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the beginning of a connection may take.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// Chunks that wait between the two threads of a connection at either end. Few, so that their memory is still in the
+/// CPU's cache when it is used again.
+const WAITING_CHUNKS: usize = 1;
+
+/// Whether a connection has two threads at either end, one for the disk and one for the network. With several connections
+/// one of them always has something to do, and a chunk stays with one thread, in its CPU's cache.
+fn has_helper(connections: usize) -> bool {
+    connections <= 1
+}
 
 /// A thread that panicked ends the stream; what it held is still read.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,7 +1,9 @@
 //! The sender: reads data, and sends what the receiver does not have.
 
 use super::wire::{Answer, Finish, Has, Message, Open, Outcome, read_frame, write_frame};
-use super::{ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, lock};
+use super::{
+    ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, WAITING_CHUNKS, lock,
+};
 use crate::datapath::buffer::{Buffer, read};
 use crate::datapath::chunks::{Chunk, Chunks, Extents};
 use crate::datapath::copy::{CopyError, open_source, set_direct};
@@ -21,9 +23,6 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-
-/// Chunks of a connection that are read and wait to be sent.
-const READ_AHEAD: usize = 3;
 
 /// Encrypted bytes that wait for the socket.
 const TLS_BUFFER_BYTES: usize = 512 << 10;
@@ -183,6 +182,11 @@ struct Loaded {
     bytes: Option<Buffer>,
 }
 
+impl Loaded {
+    /// Nothing more comes on this connection.
+    const END: Self = Self { message: Message::End, bytes: None };
+}
+
 /// What all lanes share.
 struct Sending<'a> {
     order: &'a SendOrder,
@@ -253,10 +257,32 @@ impl<'a> Sending<'a> {
         Ok((tally.report, root_of(self.size_bytes, &tally.digests)))
     }
 
-    /// Reads on one thread what another sends.
+    /// Sends what is left, and ends the connection's part of it, also after a failure: the receiver is told of that on
+    /// the first connection, and not by a connection that breaks.
     fn run_lane(&self, stream: &mut Tls) -> Result<(), DiskStreamError> {
-        let (loaded, ready) = sync_channel::<Loaded>(READ_AHEAD);
-        let (empty, used) = sync_channel::<Buffer>(READ_AHEAD + 2);
+        match super::has_helper(self.order.connections) {
+            true => self.run_lane_of_two(stream),
+            false => self.run_lane_alone(stream),
+        }
+    }
+
+    fn run_lane_alone(&self, stream: &mut Tls) -> Result<(), DiskStreamError> {
+        let mut spare = None;
+        let outcome = loop {
+            match self.next(|| spare.take()) {
+                Ok(Some(loaded)) => spare = send_one(stream, loaded)?.or(spare),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let ended = send_one(stream, Loaded::END);
+        outcome.and(ended.map(drop))
+    }
+
+    /// Reads on one thread what another sends.
+    fn run_lane_of_two(&self, stream: &mut Tls) -> Result<(), DiskStreamError> {
+        let (loaded, ready) = sync_channel::<Loaded>(WAITING_CHUNKS);
+        let (empty, used) = sync_channel::<Buffer>(WAITING_CHUNKS + 2);
         std::thread::scope(|scope| {
             let reader = scope.spawn(move || self.load_all(&loaded, &used));
             let sent = send_all(stream, &ready, &empty);
@@ -268,16 +294,25 @@ impl<'a> Sending<'a> {
         })
     }
 
-    /// Reads until there is nothing more to send, and ends the connection's part of it, also after a failure: the
-    /// receiver is told of that on the first connection, and not by a connection that breaks.
     fn load_all(&self, loaded: &SyncSender<Loaded>, used: &Receiver<Buffer>) -> Result<(), DiskStreamError> {
-        let outcome = self.load_each(loaded, used);
-        // The sending side tells why, when it is gone.
-        let _ = loaded.send(Loaded { message: Message::End, bytes: None });
+        let outcome = loop {
+            match self.next(|| used.try_recv().ok()) {
+                Ok(Some(next)) => {
+                    if loaded.send(next).is_err() {
+                        // The sending side tells why.
+                        return Ok(());
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let _ = loaded.send(Loaded::END);
         outcome
     }
 
-    fn load_each(&self, loaded: &SyncSender<Loaded>, used: &Receiver<Buffer>) -> Result<(), DiskStreamError> {
+    /// The next chunk that the receiver does not have, read into what `spare` gives; none at the end.
+    fn next(&self, mut spare: impl FnMut() -> Option<Buffer>) -> Result<Option<Loaded>, DiskStreamError> {
         loop {
             let wait = lock(&self.limit).as_ref().map(|limit| limit.wait(Instant::now()));
             std::thread::sleep(wait.unwrap_or_default());
@@ -285,16 +320,19 @@ impl<'a> Sending<'a> {
                 Some(chunks) => chunks.next().map_err(|error| self.order.io_error("read", error))?,
                 None => None,
             };
-            let Some(chunk) = chunk else { return Ok(()) };
-            let Some(next) = self.load(&chunk, used)? else { continue };
-            if loaded.send(next).is_err() {
-                return Ok(());
+            let Some(chunk) = chunk else { return Ok(None) };
+            if let Some(next) = self.load(&chunk, &mut spare)? {
+                return Ok(Some(next));
             }
         }
     }
 
     /// A chunk as it goes out; none when the receiver has it.
-    fn load(&self, chunk: &Chunk, used: &Receiver<Buffer>) -> Result<Option<Loaded>, DiskStreamError> {
+    fn load(
+        &self,
+        chunk: &Chunk,
+        spare: &mut impl FnMut() -> Option<Buffer>,
+    ) -> Result<Option<Loaded>, DiskStreamError> {
         let (offset, length) = (chunk.offset, chunk.length);
         let has = self.has.get((offset / CHUNK_BYTES as u64) as usize).copied().unwrap_or(Has::Nothing);
         if let Has::Done(digest) = has {
@@ -309,7 +347,7 @@ impl<'a> Sending<'a> {
             self.note(chunk, ours, |report| &mut report.same_bytes);
             return Ok(Some(Loaded { message: Message::Same { offset, length, digest: ours }, bytes: None }));
         }
-        let mut bytes = used.try_recv().unwrap_or_else(|_| Buffer::new(CHUNK_BYTES));
+        let mut bytes = spare().unwrap_or_else(|| Buffer::new(CHUNK_BYTES));
         let mut position = 0;
         for part in &chunk.parts {
             bytes[position..part.at].fill(0);
@@ -370,21 +408,28 @@ fn send_all(
     ready: &Receiver<Loaded>,
     empty: &SyncSender<Buffer>,
 ) -> Result<(), DiskStreamError> {
-    let broken = DiskStreamError::Broken;
-    while let Ok(Loaded { message, bytes }) = ready.recv() {
-        stream.write_all(&message.encode()).map_err(broken)?;
-        if let (Message::Data { runs, .. }, Some(bytes)) = (&message, bytes) {
-            for (at, length) in runs {
-                stream.write_all(&bytes[*at..at + length]).map_err(broken)?;
-            }
+    while let Ok(loaded) = ready.recv() {
+        if let Some(bytes) = send_one(stream, loaded)? {
             // With nobody to take it, it goes.
             let _ = empty.try_send(bytes);
         }
-        if message == Message::End {
-            return stream.flush().map_err(broken);
-        }
     }
     Ok(())
+}
+
+/// Sends a message, and gives back the buffer of what was sent.
+fn send_one(stream: &mut Tls, Loaded { message, bytes }: Loaded) -> Result<Option<Buffer>, DiskStreamError> {
+    let broken = DiskStreamError::Broken;
+    stream.write_all(&message.encode()).map_err(broken)?;
+    if let (Message::Data { runs, .. }, Some(bytes)) = (&message, &bytes) {
+        for (at, length) in runs {
+            stream.write_all(&bytes[*at..at + length]).map_err(broken)?;
+        }
+    }
+    if message == Message::End {
+        stream.flush().map_err(broken)?;
+    }
+    Ok(bytes)
 }
 
 /// Digest of the digests of a disk's chunks; those that are not in `digests`, which are in order, are zeros.
