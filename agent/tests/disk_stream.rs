@@ -171,14 +171,14 @@ fn small_and_empty_disks_arrive() {
 #[test]
 fn only_chunks_that_changed_are_sent_where_an_older_copy_is() {
     let fixture = Fixture::new();
-    for digests in [&["--digests"][..], &[]] {
+    for (digests, connections) in [(&["--digests"][..], "4"), (&[], "1")] {
         fixture.stream(digests, &[]);
         let source = File::options().write(true).open(&fixture.source).unwrap();
         source.write_all_at(&pattern(100, digests.len() as u64 + 9), 7 * MIB + 5).unwrap();
         // Zeros where there was data, and data where there was none.
         source.write_all_at(&vec![0; 2 * MIB as usize], 10 * MIB).unwrap();
         source.write_all_at(b"new", 30 * MIB + digests.len() as u64 * MIB).unwrap();
-        let (sent, received) = fixture.stream(digests, &[]);
+        let (sent, received) = fixture.stream(digests, &["--connections", connections]);
         assert!(fixture.is_same());
         assert!(sent["sent_bytes"].as_u64().unwrap() <= 3 * MIB, "{sent}");
         assert!(received["same_bytes"].as_u64().unwrap() >= 35 * MIB, "{received}");
@@ -191,10 +191,11 @@ fn a_stream_that_is_cut_at_either_end_goes_on_where_it_was() {
     let fixture = Fixture::new();
     let journal = fixture.folder.path().join("destination.partial.journal");
     let mut had = 0;
-    for cut_sender in [true, false, true] {
+    // One connection has two threads at either end, several have one each.
+    for (cut_sender, connections) in [(true, "1"), (false, "4"), (true, "4"), (false, "1")] {
         let mut receiver = fixture.receive(&[]);
         let mut sender = fixture
-            .sender(&receiver.address, &["--bandwidth", "30M"])
+            .sender(&receiver.address, &["--bandwidth", "30M", "--connections", connections])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

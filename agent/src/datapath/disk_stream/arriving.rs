@@ -66,10 +66,14 @@ impl<'a> Arriving<'a> {
         let subject =
             Subject::new(open.source, inode, "from another host".to_owned(), CHUNK_BYTES, Some(Sum::Blake3));
         let path = journal(&order.destination);
-        let journal = match Journal::resume(&path, &subject).map_err(io_error("read", &path))? {
+        let left = match growing.is_begun()? {
+            true => Journal::resume(&path, &subject).map_err(io_error("read", &path))?,
+            false => None,
+        };
+        let journal = match left {
             Some(journal) => journal,
             None => {
-                growing.resize(0)?;
+                growing.clear()?;
                 Journal::create(&path, &subject).map_err(io_error("write", &path))?
             }
         };
