@@ -4,7 +4,7 @@
 //!     bench-overlay known godwit|flood|suppress|ovs STATIONS arp|nd QUESTIONS   what crosses the underlay
 //!     bench-overlay exact ROUNDS SEED                             counters against captures, in random mixes
 //!     bench-overlay cost telemetry|security|groups RULES          nanoseconds of each program
-//!     bench-overlay traffic telemetry|groups PAIRS SECONDS        throughput with and without programs
+//!     bench-overlay traffic telemetry|groups|nothing PAIRS SECONDS  throughput with and without programs
 //!     bench-overlay moves NETWORKS ROUNDS                         from a move to the last stale packet
 //!     bench-overlay scrape NETWORKS PEERS ROUNDS                  time and size of a scrape
 //!
@@ -26,7 +26,7 @@ use serde_json::Value;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: bench-overlay known godwit|flood|suppress|ovs STATIONS arp|nd QUESTIONS \
-     | exact ROUNDS SEED | cost telemetry|security|groups RULES | traffic telemetry|groups PAIRS SECONDS \
+     | exact ROUNDS SEED | cost telemetry|security|groups RULES | traffic telemetry|groups|nothing PAIRS SECONDS \
      | moves NETWORKS ROUNDS | scrape NETWORKS PEERS ROUNDS";
 
 /// Before the arguments of the process that is in its namespaces.

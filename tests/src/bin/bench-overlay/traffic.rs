@@ -26,7 +26,9 @@ pub(crate) fn measure(case: &str, pairs: u32, seconds: u32) -> Result<Value, Str
     let (programs, policy) = match case {
         "telemetry" => (Programs::Telemetry, Policy::default()),
         "groups" => (Programs::All, Policy { port_security: true, rules: Some(anything()) }),
-        other => return Err(format!("{other} is neither telemetry nor groups")),
+        // How far two alike are apart.
+        "nothing" => (Programs::None, Policy::default()),
+        other => return Err(format!("{other} is neither telemetry, groups nor nothing")),
     };
     let with = Pair::start(1, programs, &policy);
     let without = Pair::start(3, Programs::None, &Policy::default());
