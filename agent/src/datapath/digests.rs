@@ -14,7 +14,7 @@ use twox_hash::XxHash3_128;
 pub(crate) enum Sum {
     /// BLAKE3: of what is stored, or goes to another host.
     Blake3,
-    /// XXH3 of 128 bits, and zeros behind it: of what is compared once, with what a disk made of it. It takes a quarter of
+    /// XXH3 of 128 bits, and zeros behind it: of what is compared once, with what a disk made of it. It takes a fifth of
     /// the time, and guards against no one who means harm, who could as well change the copy when it has been compared.
     Xxh3,
 }
