@@ -83,6 +83,8 @@ pub(crate) enum BenchError {
     Io { what: String, source: std::io::Error },
     #[error("{case}: {tool} did not bring the right result; its time does not count, and nor does the run")]
     Wrong { case: String, tool: String },
+    #[error("no case's name holds {only}")]
+    NoCase { only: String },
     #[error("{line} did not end within {seconds} s")]
     TooLong { line: String, seconds: &'static str },
     #[error("{daemon} does not run; its log ends:\n{log}")]
@@ -141,7 +143,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
         report.print_rest();
         measured?;
     }
-    Ok(())
+    match report.is_empty() {
+        true => Err(BenchError::NoCase { only: arguments.only.join(" or ") }),
+        false => Ok(()),
+    }
 }
 
 /// All families, in their order.

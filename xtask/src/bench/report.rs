@@ -14,6 +14,8 @@ pub(super) struct Report {
     json: Option<(File, PathBuf)>,
     /// Those that were not printed yet.
     rest: Vec<Record>,
+    /// Whether there were any.
+    is_empty: bool,
 }
 
 impl Report {
@@ -23,7 +25,7 @@ impl Report {
             Ok(file) => Ok((file, path.to_owned())),
             Err(error) => Err(BenchError::io(format!("cannot write {}", path.display()))(error)),
         };
-        Ok(Self { json: json.map(open).transpose()?, rest: Vec::new() })
+        Ok(Self { json: json.map(open).transpose()?, rest: Vec::new(), is_empty: true })
     }
 
     /// Keeps what was measured.
@@ -33,8 +35,14 @@ impl Report {
             file.write_all(lines.as_bytes())
                 .map_err(BenchError::io(format!("cannot write {}", path.display())))?;
         }
+        self.is_empty &= records.is_empty();
         self.rest.extend(records);
         Ok(())
+    }
+
+    /// Whether nothing was measured, nor told to be impossible.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_empty
     }
 
     /// Prints what was not printed yet.
