@@ -10,6 +10,7 @@ mod overlay;
 mod place;
 mod record;
 mod report;
+mod scratch;
 mod stream;
 
 use std::path::{Path, PathBuf};

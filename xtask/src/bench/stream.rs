@@ -8,12 +8,13 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::record::{Metric, Record, cost};
 use super::report::Report;
+use super::scratch::{Scratch, Undo};
 use super::{BenchError, Effort, children_cpu_s};
 use crate::command;
 
@@ -100,27 +101,26 @@ fn peers() -> Vec<Tool> {
     ]
 }
 
+/// Ends what runs in two namespaces, and removes them.
+const REMOVE_HOSTS: &str = "for name in \"$1\" \"$2\"; do \
+    kill -9 $(ip netns pids \"$name\"); ip netns delete \"$name\"; \
+done 2>/dev/null";
+
 /// The two hosts. They go with it.
 struct Hosts {
     names: [String; 2],
-    folder: PathBuf,
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let _ = command::run(Command::new("ip").args(["netns", "delete", name]).stderr(Stdio::null()));
-        }
-        let _ = fs::remove_dir_all(&self.folder);
-    }
+    _undo: Undo,
+    /// Goes after them.
+    scratch: Scratch,
 }
 
 impl Hosts {
     fn set_up() -> Result<Hosts, BenchError> {
         let id = std::process::id();
+        let scratch = Scratch::new(format!("/dev/shm/godwit-bench-stream-{id}").into())?;
         let names = [format!("gwbench-{id}-a"), format!("gwbench-{id}-b")];
-        let hosts = Hosts { names, folder: format!("/dev/shm/godwit-bench-stream-{id}").into() };
-        fs::create_dir_all(&hosts.folder).map_err(BenchError::io("cannot make a folder in /dev/shm"))?;
+        let undo = Undo::by(REMOVE_HOSTS, &names)?;
+        let hosts = Hosts { names, _undo: undo, scratch };
         let [sender, receiver] = &hosts.names;
         let ip = |line: &str| command::run(Command::new("ip").args(line.split(' ')));
         for name in &hosts.names {
@@ -155,14 +155,21 @@ impl Hosts {
             receiver = ADDRESSES[1],
         );
         let mut sh = Command::new("sh");
-        sh.args(["-c", &script, "keys"]).arg(&self.folder).stdout(Stdio::null()).stderr(Stdio::null());
+        sh.args(["-c", &script, "keys"])
+            .arg(&self.scratch.folder)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         Ok(command::run(&mut sh)?)
     }
 
     fn inside(&self, host: usize, line: &str, run: &Run<'_>) -> Command {
         let mut inside = Command::new("ip");
         inside.args(["netns", "exec", &self.names[host], "sh", "-c", line]);
-        inside.env("D", &self.folder).env("S", run.source).env("T", run.target).env("A", ADDRESSES[1]);
+        inside
+            .env("D", &self.scratch.folder)
+            .env("S", run.source)
+            .env("T", run.target)
+            .env("A", ADDRESSES[1]);
         inside
             .env("P", PORT.to_string())
             .env("N", run.connections.to_string())
@@ -221,7 +228,7 @@ pub(super) fn measure(programs: &Path, effort: Effort<'_>, report: &mut Report) 
     let hosts = Hosts::set_up()?;
     let bytes: u64 = if effort.quick { 512 << 20 } else { 2 << 30 };
     for (task, step) in [("full", EXTENT_BYTES), ("sparse", 2 * EXTENT_BYTES)] {
-        let (source, target) = (hosts.folder.join("source"), hosts.folder.join("copy"));
+        let (source, target) = (hosts.scratch.folder.join("source"), hosts.scratch.folder.join("copy"));
         let cases = [1, 4].map(|connections| (connections, format!("{task}-{connections}")));
         if !cases.iter().any(|(_, case)| effort.wants(case)) {
             continue;
@@ -308,7 +315,7 @@ fn once(hosts: &Hosts, tool: &Tool, run: &Run<'_>) -> Result<Cost, BenchError> {
     let same = tool.is_limit
         || (sent.is_ok() && command::succeeds(Command::new("cmp").arg(run.source).arg(run.target)));
     for left in ["copy", "copy.partial", "copy.partial.journal"] {
-        match fs::remove_file(hosts.folder.join(left)) {
+        match fs::remove_file(hosts.scratch.folder.join(left)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(BenchError::io("cannot remove a copy")(error));
             }

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use super::super::record::Record;
 use super::super::report::Report;
+use super::super::scratch::Scratch;
 use super::super::{BenchError, Effort};
-use super::stage::{Place, Scratch};
+use super::stage::Place;
 use super::{CPU, WALL, is_wanted, skipped};
 use crate::command;
 

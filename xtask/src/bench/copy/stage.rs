@@ -2,15 +2,15 @@
 //! nothing stays whatever happens.
 
 use std::fs;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::statfs::{FsType, statfs};
 
 use super::super::BenchError;
+use super::super::scratch::Scratch;
 use crate::command;
 
 /// mkfs.xfs makes no file system smaller than 300 MiB.
@@ -35,32 +35,6 @@ impl Place {
 
     pub(super) fn is_share(&self) -> bool {
         self.name.starts_with("nfs")
-    }
-}
-
-/// A folder that is removed when dropped, and when this process ends in any other way.
-pub(super) struct Scratch {
-    pub(super) folder: PathBuf,
-    /// Removes the folder once its stdin ends.
-    keeper: Child,
-}
-
-impl Scratch {
-    pub(super) fn new(folder: PathBuf) -> Result<Scratch, BenchError> {
-        let failed = || BenchError::io(format!("cannot create {}", folder.display()));
-        fs::create_dir_all(&folder).map_err(failed())?;
-        let mut keeper = Command::new("sh");
-        // A group of its own: Ctrl-C does not reach it.
-        keeper.args(["-c", "read -r _; rm -rf -- \"$1\"", "keep"]).arg(&folder).process_group(0);
-        let keeper = keeper.stdin(Stdio::piped()).spawn().map_err(failed())?;
-        Ok(Scratch { folder, keeper })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // This closes its stdin first.
-        let _ = self.keeper.wait();
     }
 }
 
