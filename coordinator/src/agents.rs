@@ -148,16 +148,19 @@ fn unavailable(message: &str) -> RequestError {
     RequestError::new(ErrorKind::Unavailable, message)
 }
 
-/// Serves agents until the process ends.
+/// Serves agents until the process ends, at the address that is returned: with port 0 in the configuration the kernel
+/// chooses.
 ///
 /// # Errors
 /// [`ServeError`].
-pub fn serve(app: &Shared, identity: &Identity) -> Result<(), ServeError> {
+pub fn serve(app: &Shared, identity: &Identity) -> Result<SocketAddr, ServeError> {
     let address = app.config.agents_listen;
     let server = identity.quic_server()?;
-    let endpoint = UdpSocket::bind(address)
+    let (endpoint, bound) = UdpSocket::bind(address)
         .and_then(|socket| {
-            Endpoint::new(identity.quic_endpoint(), Some(server), socket, Arc::new(TokioRuntime))
+            let bound = socket.local_addr()?;
+            let runtime = Arc::new(TokioRuntime);
+            Ok((Endpoint::new(identity.quic_endpoint(), Some(server), socket, runtime)?, bound))
         })
         .map_err(|source| ServeError::Listen { address, source })?;
     let app = app.clone();
@@ -177,7 +180,7 @@ pub fn serve(app: &Shared, identity: &Identity) -> Result<(), ServeError> {
             });
         }
     });
-    Ok(())
+    Ok(bound)
 }
 
 /// A connection's life: hello, then signs of life and reports until it breaks.

@@ -21,7 +21,7 @@ use godwit_protocol::id::{HostId, ImageId, InstanceId, NetworkId, ProjectId, Sub
 use godwit_protocol::image::DiskFormat;
 use godwit_protocol::quic::{COORDINATOR_NAME, Identity};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -44,9 +44,8 @@ impl Fleet {
     /// A coordinator with so many hosts, all up.
     pub(crate) async fn start(hosts: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let agents_listen = free_port();
         let text = format!(
-            "url = \"https://127.0.0.1:8774\"\nlisten = \"127.0.0.1:8774\"\nagents_listen = \"{agents_listen}\"\n\
+            "url = \"https://127.0.0.1:8774\"\nlisten = \"127.0.0.1:8774\"\nagents_listen = \"127.0.0.1:0\"\n\
              pool = \"{}\"\nheartbeat_ms = 100\n",
             folder.path().display()
         );
@@ -76,10 +75,10 @@ impl Fleet {
             _folder: folder,
         };
         fleet.change(vec![fleet.image().into(), fleet.network().into(), fleet.subnet().into()]).await;
-        agents::serve(&app, &identity).unwrap();
+        let address = agents::serve(&app, &identity).unwrap();
         app::start(&app);
         for number in 1..=hosts {
-            fleet.join(number as u64, agents_listen).await;
+            fleet.join(number as u64, address).await;
         }
         fleet.until("all hosts are placed upon", |f| f.hosts.values().all(|h| h.inventory.is_some())).await;
         fleet
@@ -256,8 +255,4 @@ pub(crate) fn flavor(vcpus: u32, disk_gib: u64) -> Flavor {
         extra_specs: specs.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         description: None,
     }
-}
-
-fn free_port() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).unwrap()
 }
