@@ -14,6 +14,11 @@ fn an_address_follows_the_order_from_its_port_to_another_host_and_back() {
     in_sandbox(|| {
         add_host("h1", "198.18.0.11");
         add_guest("h1", "g1", 1);
+        // It says nothing by itself, and asks for each address once.
+        in_namespace("g1", || {
+            std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+            std::fs::write("/proc/sys/net/ipv4/neigh/eth0/mcast_solicit", "1").unwrap();
+        });
         let ensure = |wanted: NetworkWanted| in_namespace("h1", || open(11).ensure(&wanted).unwrap());
         let here = NetworkWanted { ports: vec![local_port(1)], ..wanted(&[], &[12]) };
         // A question for an address that was not asked for before is sent at once.
