@@ -158,10 +158,9 @@ pub fn serve(app: &Shared, identity: &Identity) -> Result<SocketAddr, ServeError
     let server = identity.quic_server()?;
     let (endpoint, bound) = UdpSocket::bind(address)
         .and_then(|socket| {
-            let bound = socket.local_addr()?;
-            let runtime = Arc::new(TokioRuntime);
-            Ok((Endpoint::new(identity.quic_endpoint(), Some(server), socket, runtime)?, bound))
+            Endpoint::new(identity.quic_endpoint(), Some(server), socket, Arc::new(TokioRuntime))
         })
+        .and_then(|endpoint| endpoint.local_addr().map(|bound| (endpoint, bound)))
         .map_err(|source| ServeError::Listen { address, source })?;
     let app = app.clone();
     tokio::spawn(async move {

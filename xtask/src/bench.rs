@@ -134,7 +134,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
         Some(folder) => {
             folder.canonicalize().map_err(BenchError::io(format!("cannot look at {}", folder.display())))?
         }
-        None => build()?,
+        None => build(arguments.name)?,
     };
     let effort = Effort { quick: arguments.quick, only: &arguments.only };
     let mut report = Report::open(arguments.json.as_deref())?;
@@ -155,7 +155,7 @@ const FAMILIES: [Name; 6] =
     [Name::Copy, Name::Place, Name::Stream, Name::Footprint, Name::Locality, Name::Overlay];
 
 /// Installs the peers and builds; the folder of the programs.
-fn build() -> Result<PathBuf, BenchError> {
+fn build(name: Name) -> Result<PathBuf, BenchError> {
     setup::run(&setup::Arguments { bench: true, ..setup::Arguments::default() })?;
     println!("bench: building in the release profile");
     let packages = ["godwit-agent", "godwit-coordinator", "godwit", "godwit-tests"];
@@ -165,9 +165,11 @@ fn build() -> Result<PathBuf, BenchError> {
             .args(["build", "--release", "--bins", "--features=godwit-tests/oracle"])
             .args(packages),
     )?;
-    // VMs are kept by a program beside this one.
-    let keeper = ["build", "--quiet", "--package=godwit-tests", "--bin=vm-lab"];
-    command::run(command::cargo().args(keeper))?;
+    if matches!(name, Name::All | Name::Copy) {
+        // VMs are kept by a program beside this one.
+        let keeper = ["build", "--quiet", "--package=godwit-tests", "--bin=vm-lab"];
+        command::run(command::cargo().args(keeper))?;
+    }
     Ok(command::target_folder().join("release"))
 }
 

@@ -36,7 +36,8 @@ impl Sum {
 /// Digests of chunks that are all zeros; the full one is kept, since most holes are long.
 #[derive(Debug)]
 pub(crate) struct ZeroDigests {
-    sum: Sum,
+    /// Which digests they are.
+    pub(crate) sum: Sum,
     full: (usize, Digest),
 }
 

@@ -4,7 +4,7 @@
 use super::BLOCK_BYTES;
 use super::buffer::{self, Buffer};
 use super::chunks::{Chunk, Chunks, Origin, Part};
-use super::digests::{Digest, Digests, Sum, ZeroDigests, digest};
+use super::digests::{Digest, Digests, ZeroDigests, digest};
 use super::image::Image;
 use super::journal::{Done, Journal};
 use super::ordered::Ordered;
@@ -103,8 +103,6 @@ pub(super) struct Extras<'a> {
     pub(super) image: Option<&'a Image>,
     /// Where is noted what is done.
     pub(super) journal: Option<&'a Journal>,
-    /// By which digest each chunk is noted, if by any.
-    pub(super) digests: Option<Sum>,
     /// What the digests should be, and the size of the file that they are about.
     pub(super) expected: Option<(&'a Digests, u64)>,
     /// Makes digests of the whole.
@@ -130,6 +128,7 @@ pub(super) struct Pass<'a> {
     pub(super) target: &'a File,
     size_bytes: u64,
     extras: Extras<'a>,
+    /// Where the journal holds digests.
     zero_digests: Option<ZeroDigests>,
     walk: Mutex<Walk>,
     tally: Mutex<Tally<'a>>,
@@ -152,11 +151,12 @@ impl<'a> Pass<'a> {
         let limit = extras.limit.map(|bytes| Limit::new(bytes, Instant::now()));
         let courtesy = extras.courtesy.map(|most| Mutex::new(Courtesy::new(most)));
         let tally = Tally { counts: Counts::default(), done_bytes: 0, progress, zeros: Vec::new() };
+        let sum = extras.journal.and_then(|journal| journal.digests);
         Self {
             source,
             target,
             size_bytes,
-            zero_digests: extras.digests.map(|sum| ZeroDigests::by(sum, chunk_bytes)),
+            zero_digests: sum.map(|sum| ZeroDigests::by(sum, chunk_bytes)),
             extras,
             walk: Mutex::new(Walk { chunks, position: 0, budget: None, ended: false }),
             tally: Mutex::new(tally),
@@ -260,7 +260,7 @@ impl<'a> Pass<'a> {
         runs: &mut Vec<Run>,
     ) -> Result<Verdict, TransferError> {
         let whole =
-            self.extras.digests.is_some() || self.extras.expected.is_some() || self.extras.ordered.is_some();
+            self.zero_digests.is_some() || self.extras.expected.is_some() || self.extras.ordered.is_some();
         if whole {
             fill_gaps(chunk, bytes);
         }
@@ -270,10 +270,10 @@ impl<'a> Pass<'a> {
         self.check(chunk, &bytes[..chunk.length])?;
         let mut verdict = Verdict::default();
         self.find_runs(chunk, bytes, runs);
-        verdict.digest = match (&self.zero_digests, self.extras.digests) {
-            (Some(zeros), _) if runs.is_empty() => Some(zeros.of(chunk.length)),
-            (_, sum) => sum.map(|sum| sum.of(&bytes[..chunk.length])),
-        };
+        verdict.digest = self.zero_digests.as_ref().map(|zeros| match runs.is_empty() {
+            true => zeros.of(chunk.length),
+            false => zeros.sum.of(&bytes[..chunk.length]),
+        });
         verdict.zeros = runs.is_empty();
         if self.extras.reads_only {
             runs.clear();

@@ -2,6 +2,7 @@
 //! keeps a second copy to the same name away; a kill leaves it, with its journal, to the next attempt.
 
 use super::error::{CopyError, io_error};
+use crate::datapath::journal::{Journal, Subject};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::ffi::OsStr;
@@ -107,10 +108,15 @@ impl Growing {
         sized.map_err(told)
     }
 
-    /// Whether an earlier attempt left something in it. A journal that lies beside an empty file is about another one,
-    /// though that may have had the same inode.
-    pub(in crate::datapath) fn is_begun(&self) -> Result<bool, CopyError> {
-        self.file.metadata().map(|now| now.len() > 0).map_err(io_error("look at", &self.path))
+    /// What an earlier attempt has noted of it, if it was about `subject`. A journal that lies beside an empty file is
+    /// about another one, though that may have had the same inode.
+    pub(in crate::datapath) fn noted(&self, subject: &Subject) -> Result<Option<Journal>, CopyError> {
+        let now = self.file.metadata().map_err(io_error("look at", &self.path))?;
+        let path = journal(&self.destination);
+        match now.len() {
+            0 => Ok(None),
+            _ => Journal::resume(&path, subject).map_err(io_error("read", &path)),
+        }
     }
 
     /// Empties it. What is noted about its bytes goes first, or the next attempt would believe it.

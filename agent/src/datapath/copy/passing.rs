@@ -158,15 +158,12 @@ impl<'a> Passing<'a> {
     fn open_journal(&self, ordered: bool) -> Result<Option<Journal>, CopyError> {
         let copying = self.copying;
         let path = super::journal(&copying.order.destination);
-        // What consists of one chunk begins anew in any case.
-        let several = copying.plan.disk_bytes > self.prepared.chunk_bytes as u64;
-        let wanted = copying.sum().is_some() || (several && copying.wants_journal());
+        let wanted = copying.wants_journal();
         let subject = copying.subject(self.prepared.chunk_bytes)?;
         // Digests of the whole need all of the bytes to pass.
         let goes_on = wanted && !copying.order.options.no_resume && !ordered && !self.prepared.reads_only;
         if goes_on
-            && copying.growing.is_begun()?
-            && let Some(journal) = Journal::resume(&path, &subject).map_err(io_error("read", &path))?
+            && let Some(journal) = copying.growing.noted(&subject)?
             && self.has_tables(&journal)
         {
             return Ok(Some(journal));
@@ -296,7 +293,6 @@ impl<'a> Passing<'a> {
         let extras = Extras {
             image: plan.image.as_ref(),
             journal,
-            digests: copying.sum(),
             expected: plan.expected.as_ref().map(|expected| (expected, plan.source_bytes)),
             ordered,
             limit: options.bandwidth_bytes,

@@ -46,8 +46,6 @@ pub(super) fn verify(
         image,
         journal,
         size_bytes,
-        chunk_bytes,
-        sum,
         zeros: ZeroDigests::by(sum, chunk_bytes),
         walk: Mutex::new(Walk { position: 0, data: 0..0, alive }),
     };
@@ -71,8 +69,6 @@ struct Verifying<'a> {
     image: Option<&'a Image>,
     journal: &'a Journal,
     size_bytes: u64,
-    chunk_bytes: usize,
-    sum: Sum,
     zeros: ZeroDigests,
     walk: Mutex<Walk<'a>>,
 }
@@ -99,7 +95,7 @@ impl Verifying<'_> {
                     None => read(self.copy, buffer, offset, length),
                 }
                 .map_err(io_error("read", self.path))?;
-                self.sum.of(&buffer[..length])
+                self.zeros.sum.of(&buffer[..length])
             };
             if found != wanted {
                 return Err(CopyError::Verify { path: self.path.to_owned(), offset });
@@ -116,7 +112,7 @@ impl Verifying<'_> {
             return Ok(None);
         }
         (walk.alive)(offset, self.size_bytes);
-        let length = (self.size_bytes - offset).min(self.chunk_bytes as u64) as usize;
+        let length = (self.size_bytes - offset).min(self.journal.chunk_bytes as u64) as usize;
         let end = offset + length as u64;
         if self.image.is_none() && walk.data.end <= offset {
             let found = find_data(self.copy, offset, self.size_bytes);

@@ -66,11 +66,7 @@ impl<'a> Arriving<'a> {
         let subject =
             Subject::new(open.source, inode, "from another host".to_owned(), CHUNK_BYTES, Some(Sum::Blake3));
         let path = journal(&order.destination);
-        let left = match growing.is_begun()? {
-            true => Journal::resume(&path, &subject).map_err(io_error("read", &path))?,
-            false => None,
-        };
-        let journal = match left {
+        let journal = match growing.noted(&subject)? {
             Some(journal) => journal,
             None => {
                 growing.clear()?;
@@ -105,10 +101,9 @@ impl<'a> Arriving<'a> {
     pub(super) fn run(
         self,
         first: &mut Tls,
-        open: &Open,
         queue: &Queue<Opened>,
     ) -> Result<ReceiveReport, DiskStreamError> {
-        let outcome = self.take_all(first, open, queue).and_then(|()| self.settle(first));
+        let outcome = self.take_all(first, queue).and_then(|()| self.settle(first));
         let report = match outcome {
             Ok(root) => ReceiveReport {
                 size_bytes: self.size_bytes,
@@ -127,7 +122,7 @@ impl<'a> Arriving<'a> {
         Ok(report)
     }
 
-    fn take_all(&self, first: &mut Tls, open: &Open, queue: &Queue<Opened>) -> Result<(), DiskStreamError> {
+    fn take_all(&self, first: &mut Tls, queue: &Queue<Opened>) -> Result<(), DiskStreamError> {
         let zeros = ZeroDigests::new(CHUNK_BYTES);
         self.tell_what_is_here(first, &zeros)?;
         let failure = Mutex::new(None);
@@ -143,7 +138,7 @@ impl<'a> Arriving<'a> {
         std::thread::scope(|scope| {
             let note = &note;
             let accept = || -> Result<(), DiskStreamError> {
-                for _ in 1..open.connections {
+                for _ in 1..self.connections {
                     let (mut stream, _) = queue
                         .recv_timeout(OPEN_WITHIN)
                         .map_err(|_| DiskStreamError::Nonsense("too few connections"))?;

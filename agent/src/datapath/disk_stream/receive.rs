@@ -227,7 +227,7 @@ impl Receiver {
                 return Err(error);
             }
         };
-        let outcome = arriving.run(&mut first, &open, queue);
+        let outcome = arriving.run(&mut first, queue);
         let told = match &outcome {
             Ok(_) => Outcome::Published,
             Err(error) => Outcome::Failed(godwit_protocol::error::chain(error)),

@@ -2,7 +2,8 @@
 
 use super::wire::{Answer, Finish, Has, Message, Open, Outcome, read_frame, write_frame};
 use super::{
-    ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, WAITING_CHUNKS, lock,
+    ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, WAITING_CHUNKS, has_helper,
+    lock,
 };
 use crate::datapath::buffer::{Buffer, read};
 use crate::datapath::chunks::{Chunk, Chunks, Extents};
@@ -260,7 +261,7 @@ impl<'a> Sending<'a> {
     /// Sends what is left, and ends the connection's part of it, also after a failure: the receiver is told of that on
     /// the first connection, and not by a connection that breaks.
     fn run_lane(&self, stream: &mut Tls) -> Result<(), DiskStreamError> {
-        match super::has_helper(self.order.connections) {
+        match has_helper(self.order.connections) {
             true => self.run_lane_of_two(stream),
             false => self.run_lane_alone(stream),
         }
