@@ -38,15 +38,22 @@ pub(super) struct Loop {
     pub(super) depth: usize,
 }
 
-/// For io_uring where nothing was measured.
-pub(super) const RING: Loop = Loop { method: Method::IoUring, depth: 16 };
+/// For io_uring where nothing was measured. More chunks under way make no local disk quicker, and the kernel zeroes their
+/// memory first (docs/decisions/0016).
+pub(super) const RING: Loop = Loop { method: Method::IoUring, depth: 4 };
 
 /// For threads where nothing was measured.
 pub(super) const THREADS: Loop = Loop { method: Method::Threads, depth: 4 };
 
+/// The deepest that is measured: what is far away may want more under way.
+const DEEP_RING: Loop = Loop { method: Method::IoUring, depth: 16 };
+
 /// What is measured against each other.
 pub(super) const CANDIDATES: [Loop; 4] =
-    [RING, Loop { method: Method::IoUring, depth: 4 }, THREADS, Loop { method: Method::Threads, depth: 2 }];
+    [RING, DEEP_RING, THREADS, Loop { method: Method::Threads, depth: 2 }];
+
+/// Most chunks that a loop which is measured has under way.
+pub(super) const MOST_UNDER_WAY: usize = DEEP_RING.depth;
 
 /// Data that each candidate moves in a probe, in bytes.
 const PROBE_BYTES: u64 = 64 << 20;
@@ -73,6 +80,8 @@ pub(super) struct Facts<'a> {
     pub(super) ordered: bool,
     /// Parts of the source must be decoded.
     pub(super) encoded: bool,
+    /// Each chunk is digested or summed as it passes.
+    pub(super) summed: bool,
     /// The source's mount.
     pub(super) source: &'a Mount,
     /// The destination's mount.
@@ -118,6 +127,13 @@ pub(super) fn choose(facts: &Facts<'_>) -> Choice {
     }
     if facts.encoded {
         return Choice::Use(few, "compressed clusters are work for CPUs, not for the disk");
+    }
+    if facts.source.is_memory() && facts.target.is_memory() && !facts.summed {
+        let one = Loop { depth: 1, ..THREADS };
+        return Choice::Use(
+            one,
+            "both files are in memory, where one thread is as quick and takes least CPU",
+        );
     }
     if facts.source.is_memory() && facts.target.is_memory() {
         return Choice::Use(few, "both files are in memory, where there is no queue to fill");
@@ -172,6 +188,7 @@ mod tests {
             probe: false,
             ordered: false,
             encoded: false,
+            summed: false,
             source,
             target,
             data_bytes: 10 << 30,
@@ -191,8 +208,11 @@ mod tests {
     fn disks_and_shares_are_probed_once_and_memory_never() {
         let (disk, memory) = (mount("ext4", "rw"), mount("tmpfs", "rw"));
         assert_eq!(choose(&facts(&disk, &disk)), Choice::Probe);
-        assert_eq!(method(&choose(&facts(&memory, &memory))), Some(Method::Threads));
-        let known = Loop { method: Method::IoUring, depth: 4 };
+        let plain = choose(&facts(&memory, &memory));
+        assert!(matches!(plain, Choice::Use(Loop { method: Method::Threads, depth: 1 }, _)));
+        let summed = choose(&Facts { summed: true, ..facts(&memory, &memory) });
+        assert!(matches!(summed, Choice::Use(Loop { method: Method::Threads, depth: 2 }, _)));
+        let known = DEEP_RING;
         let again = choose(&Facts { known: Some(known), ..facts(&disk, &disk) });
         assert!(matches!(again, Choice::Use(used, why) if used == known && why.contains("earlier")));
     }
@@ -221,7 +241,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_used_whatever_is_known() {
         let disk = mount("ext4", "rw");
-        let known = Loop { method: Method::IoUring, depth: 4 };
+        let known = DEEP_RING;
         let forced =
             |forced| choose(&Facts { forced: Some(forced), known: Some(known), ..facts(&disk, &disk) });
         assert_eq!(forced(Method::Threads), Choice::Use(THREADS, "asked for"));
@@ -233,9 +253,9 @@ mod tests {
         let one =
             |method, depth, wall_s, cpu_s| Measured { candidate: Loop { method, depth }, wall_s, cpu_s };
         let measured = [
-            one(Method::IoUring, 16, 1.05, 0.1),
+            one(Method::IoUring, 4, 1.05, 0.1),
             one(Method::Threads, 4, 1.0, 0.4),
-            one(Method::IoUring, 4, 1.5, 0.05),
+            one(Method::IoUring, 16, 1.5, 0.05),
         ];
         assert_eq!(best(&measured), Some(RING));
         assert_eq!(best(&[]), None);

@@ -296,7 +296,7 @@ impl<'a> Passing<'a> {
             expected: plan.expected.as_ref().map(|expected| (expected, plan.source_bytes)),
             ordered,
             limit: options.bandwidth_bytes,
-            courtesy: options.polite.then_some(choice::RING.depth),
+            courtesy: options.polite.then_some(choice::MOST_UNDER_WAY),
             remember_zeros: target.is_some(),
             reads_only: prepared.reads_only,
         };
@@ -381,8 +381,8 @@ struct Mover<'a, 'p> {
 
 impl Mover<'_, '_> {
     fn choose_and_run(&self, ordered: bool) -> Result<(Loop, String), CopyError> {
-        let prepared = &self.passing.prepared;
-        let options = &self.passing.copying.order.options;
+        let (copying, prepared) = (self.passing.copying, &self.passing.prepared);
+        let options = &copying.order.options;
         let passes = format!("{} {}", self.shape.source_direct, self.shape.target_direct);
         let key = known::key(&prepared.source, &prepared.target, &passes);
         let facts = Facts {
@@ -390,6 +390,7 @@ impl Mover<'_, '_> {
             probe: options.probe,
             ordered,
             encoded: prepared.encoded,
+            summed: copying.sum().is_some() || copying.plan.expected.is_some(),
             source: &prepared.source,
             target: &prepared.target,
             data_bytes: prepared.data_bytes,
