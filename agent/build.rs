@@ -1,7 +1,10 @@
 //! Builds the eBPF programs in `ebpf/`, a workspace of its own, and leaves their objects in `OUT_DIR`.
 
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
 use std::env;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -75,10 +78,32 @@ fn build() -> Result<(), String> {
     let objects = target_folder.join(&target).join("release");
     let destination = PathBuf::from(variable("OUT_DIR")?);
     for program in PROGRAMS {
-        fs::copy(objects.join(program), destination.join(program))
-            .map_err(|error| format!("cannot copy the object of {program}: {error}"))?;
+        let told = |error: &dyn Display| format!("cannot copy the object of {program}: {error}");
+        let object = fs::read(objects.join(program)).map_err(|error| told(&error))?;
+        let object = without_dwarf(&object).map_err(|error| told(&error))?;
+        fs::write(destination.join(program), object).map_err(|error| told(&error))?;
     }
     Ok(())
+}
+
+/// Three quarters of an object tell debuggers what BTF tells the kernel; every start of the agent would read them
+/// (docs/decisions/0020).
+fn without_dwarf(object: &[u8]) -> object::build::Result<Vec<u8>> {
+    let mut object = Builder::read(object)?;
+    for section in &mut object.sections {
+        let of = section.name.strip_prefix(b".rel").unwrap_or(&section.name);
+        section.delete = of.starts_with(b".debug_");
+    }
+    object.delete_orphans();
+    // The linker keeps the names of sections and symbols in one table, this library in two.
+    let names = object.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut small = Vec::new();
+    object.write(&mut small)?;
+    Ok(small)
 }
 
 fn variable(name: &str) -> Result<OsString, String> {
