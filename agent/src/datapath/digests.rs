@@ -11,8 +11,8 @@ use twox_hash::XxHash3_128;
 /// What a chunk is known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Sum {
-    /// BLAKE3: of what is stored, or goes to another host.
+pub enum Sum {
+    /// BLAKE3: of what is stored, or tells that a chunk need not be sent.
     Blake3,
     /// XXH3 of 128 bits, and zeros behind it: of what is compared once, with what a disk made of it. It takes a fifth of
     /// the time, and guards against no one who means harm, who could as well change the copy when it has been compared.

@@ -1,9 +1,9 @@
 //! A disk from one host to another, for hosts without a shared pool: over TCP with TLS 1.3 and certificates on both
-//! sides, on several connections, data only, each chunk with its digest. What the receiver has already, from an attempt
+//! sides, on several connections, data only, each chunk with its sum. What the receiver has already, from an attempt
 //! that broke or as an older copy of the disk, is not sent again.
 //!
 //! The sender opens each connection with one frame and a secret that the receiver was told. On the first, the receiver
-//! answers with the digests of what it has. Then chunks come on all connections in any order, and at last, on the first,
+//! answers with the sums of what it has, and which sums they are. Then chunks come on all connections in any order, and at last, on the first,
 //! the digest of all digests, which both must agree on before the disk gets its name.
 
 mod arriving;
@@ -29,7 +29,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Application protocol of the connections.
-pub const ALPN: &[u8] = b"godwit-disk/1";
+pub const ALPN: &[u8] = b"godwit-disk/2";
 
 /// TCP port of receivers where none is named.
 pub const PORT: u16 = 8777;

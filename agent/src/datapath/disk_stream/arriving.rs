@@ -1,7 +1,7 @@
 //! A disk that comes in: says what of it is here, takes the rest, and gives it its name when both sides agree on all of it.
 
 use super::receive::{Opened, ReceiveOrder, ReceiveReport, Tls};
-use super::wire::{Answer, Finish, Has, Message, Open, read_frame, write_frame};
+use super::wire::{Answer, Finish, Has, Message, Open, Ready, read_frame, write_frame};
 use super::{CHUNK_BYTES, DiskStreamError, OPEN_WITHIN, WAITING_CHUNKS, has_helper, lock};
 use crate::datapath::buffer::{Buffer, read};
 use crate::datapath::copy::{Growing, io_error, journal, publish, set_direct};
@@ -27,6 +27,7 @@ pub(super) struct Arriving<'a> {
     size_bytes: u64,
     growing: Growing,
     journal: Journal,
+    sum: Sum,
     older: Option<Older>,
     direct: bool,
     /// Writes through the page cache take turns: in the kernel they exclude each other, and who waits there spins.
@@ -63,8 +64,9 @@ impl<'a> Arriving<'a> {
         }
         let growing = Growing::claim(&order.destination, None, !order.no_clobber, 0o600)?;
         let inode = growing.file.metadata().map_err(io_error("look at", &growing.path))?.ino();
-        let subject =
-            Subject::new(open.source, inode, "from another host".to_owned(), CHUNK_BYTES, Some(Sum::Blake3));
+        let older = Older::open(order);
+        let sum = sum_for(order, older.is_some());
+        let subject = Subject::new(open.source, inode, "from another host".to_owned(), CHUNK_BYTES, Some(sum));
         let path = journal(&order.destination);
         let journal = match growing.noted(&subject)? {
             Some(journal) => journal,
@@ -79,7 +81,8 @@ impl<'a> Arriving<'a> {
             && read(&growing.file, &mut Buffer::new(1), 0, 1).is_ok();
         set_direct(&growing.file, direct);
         Ok(Self {
-            older: Older::open(order),
+            older,
+            sum,
             order,
             size_bytes,
             growing,
@@ -110,6 +113,7 @@ impl<'a> Arriving<'a> {
                 received_bytes: self.received_bytes.into_inner(),
                 resumed_bytes: self.resumed_bytes.into_inner(),
                 same_bytes: self.same_bytes.into_inner(),
+                sum: self.sum,
                 root,
             },
             Err(error) => {
@@ -123,7 +127,7 @@ impl<'a> Arriving<'a> {
     }
 
     fn take_all(&self, first: &mut Tls, queue: &Queue<Opened>) -> Result<(), DiskStreamError> {
-        let zeros = ZeroDigests::new(CHUNK_BYTES);
+        let zeros = ZeroDigests::by(self.sum, CHUNK_BYTES);
         self.tell_what_is_here(first, &zeros)?;
         let failure = Mutex::new(None);
         let sockets = Mutex::new(vec![first.sock.stream().try_clone().map_err(DiskStreamError::Broken)?]);
@@ -142,7 +146,7 @@ impl<'a> Arriving<'a> {
                     let (mut stream, _) = queue
                         .recv_timeout(OPEN_WITHIN)
                         .map_err(|_| DiskStreamError::Nonsense("too few connections"))?;
-                    write_frame(&mut stream, &Answer::Ready { has: false })?;
+                    write_frame(&mut stream, &self.ready(false))?;
                     let socket = stream.sock.stream().try_clone().map_err(DiskStreamError::Broken)?;
                     lock(&sockets).push(socket);
                     scope.spawn(move || note(self.take_lane(&mut stream)));
@@ -160,7 +164,7 @@ impl<'a> Arriving<'a> {
     /// Answers with what is here of each chunk.
     fn tell_what_is_here(&self, first: &mut Tls, zeros: &ZeroDigests) -> Result<(), DiskStreamError> {
         let has = self.journal.resumed || self.older.is_some();
-        write_frame(first, &Answer::Ready { has })?;
+        write_frame(first, &self.ready(has))?;
         if !has {
             return Ok(());
         }
@@ -182,6 +186,10 @@ impl<'a> Arriving<'a> {
         writer.flush().map_err(DiskStreamError::Broken)
     }
 
+    fn ready(&self, has: bool) -> Answer {
+        Answer::Ready(Ready { has, sum: self.sum })
+    }
+
     fn length_at(&self, offset: u64) -> usize {
         (self.size_bytes - offset).min(CHUNK_BYTES as u64) as usize
     }
@@ -198,7 +206,7 @@ impl<'a> Arriving<'a> {
         // After another boot only the bytes themselves tell.
         let here = self.journal.same_boot
             || (read(&self.growing.file, buffer, offset, length).is_ok()
-                && digest(&buffer[..length]) == noted);
+                && self.sum.of(&buffer[..length]) == noted);
         if !here {
             return Ok(Has::Nothing);
         }
@@ -318,7 +326,7 @@ impl<'a> Arriving<'a> {
         wanted: [u8; 32],
         runs: &[(usize, usize)],
     ) -> Result<(), DiskStreamError> {
-        if digest(&bytes[..length]) != wanted {
+        if self.sum.of(&bytes[..length]) != wanted {
             return Err(DiskStreamError::Digest { path: self.order.destination.clone(), offset });
         }
         let turn = self.turn.as_ref().map(lock);
@@ -344,7 +352,7 @@ impl<'a> Arriving<'a> {
             Finish::Whole(root) => root,
             Finish::Failed(why) => return Err(DiskStreamError::Peer(why)),
         };
-        let zeros = ZeroDigests::new(CHUNK_BYTES);
+        let zeros = ZeroDigests::by(self.sum, CHUNK_BYTES);
         let mut hasher = blake3::Hasher::new();
         for offset in (0..self.size_bytes).step_by(CHUNK_BYTES) {
             let told = io_error("read the journal of", &self.order.destination);
@@ -362,6 +370,13 @@ impl<'a> Arriving<'a> {
         self.growing.sync()?;
         Ok(ours)
     }
+}
+
+/// What the chunks are known by. TLS keeps out who means harm; what is left to be found is what memory and disks did to a
+/// chunk on its way, and for that XXH3 does. A chunk that is not sent because the older copy has it, or that is checked
+/// by its digest later, may be chosen by a guest: there it is BLAKE3.
+fn sum_for(order: &ReceiveOrder, has_older: bool) -> Sum {
+    if order.digests || has_older { Sum::Blake3 } else { Sum::Xxh3 }
 }
 
 impl Older {

@@ -4,7 +4,7 @@ use super::arriving::Arriving;
 use super::socket::Socket;
 use super::wire::{Answer, Open, Outcome, read_frame, write_frame};
 use super::{ALPN, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, lock, prepare};
-use crate::datapath::digests::digest;
+use crate::datapath::digests::{Sum, digest};
 use godwit_protocol::quic::Identity;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -58,7 +58,9 @@ pub struct ReceiveReport {
     pub resumed_bytes: u64,
     /// Bytes of chunks that were taken from the older copy.
     pub same_bytes: u64,
-    /// Digest of the digests, in hexadecimal.
+    /// What the chunks were known by.
+    pub sum: Sum,
+    /// BLAKE3 digest of the sums, in hexadecimal; that of `NAME.blake3` where they are BLAKE3's.
     pub root: String,
 }
 

@@ -1,6 +1,6 @@
 //! The sender: reads data, and sends what the receiver does not have.
 
-use super::wire::{Answer, Finish, Has, Message, Open, Outcome, read_frame, write_frame};
+use super::wire::{Answer, Finish, Has, Message, Open, Outcome, Ready, read_frame, write_frame};
 use super::{
     ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, WAITING_CHUNKS, has_helper,
     lock,
@@ -8,7 +8,7 @@ use super::{
 use crate::datapath::buffer::{Buffer, read};
 use crate::datapath::chunks::{Chunk, Chunks, Extents};
 use crate::datapath::copy::{CopyError, open_source, set_direct};
-use crate::datapath::digests::{Digest, Digests, ZeroDigests, digest};
+use crate::datapath::digests::{Digest, Digests, Sum, ZeroDigests};
 use crate::datapath::journal::Stamp;
 use crate::datapath::kernel::cached_bytes;
 use crate::datapath::pace::Limit;
@@ -72,8 +72,8 @@ pub fn send(
     let source = open_source(&order.source)?;
     let stamp = Stamp::of(&source).map_err(|error| order.io_error("look at", error))?;
     let connector = Connector::new(identity, order, stamp)?;
-    let (mut first, has) = connector.connect(0)?;
-    let has = match has {
+    let (mut first, ready) = connector.connect(0)?;
+    let has = match ready.has {
         true => read_has(&mut first, stamp.size_bytes)?,
         false => Vec::new(),
     };
@@ -81,7 +81,7 @@ pub fn send(
     for connection in 1..connector.connections {
         lanes.push(connector.connect(connection)?.0);
     }
-    let sending = Sending::new(order, &source, stamp, has, progress)?;
+    let sending = Sending::new(order, &source, stamp, ready.sum, has, progress)?;
     let outcome = sending.run(&mut first, lanes);
     let outcome = outcome.and_then(|report| match Stamp::of(&source) {
         Ok(after) if after == stamp => Ok(report),
@@ -147,8 +147,8 @@ impl<'a> Connector<'a> {
         Ok(Self { order, config: Arc::new(identity.tls_client(ALPN)?), name, connections, stamp })
     }
 
-    /// A connection, and whether the receiver's list follows on it.
-    fn connect(&self, connection: usize) -> Result<(Tls, bool), DiskStreamError> {
+    /// A connection, and how to go on with it.
+    fn connect(&self, connection: usize) -> Result<(Tls, Ready), DiskStreamError> {
         let address = self.order.address;
         let failed = |action| move |source| DiskStreamError::Socket { action, address, source };
         let socket = TcpStream::connect_timeout(&address, OPEN_WITHIN).map_err(failed("connect to"))?;
@@ -171,7 +171,7 @@ impl<'a> Connector<'a> {
         // The receiver may have to read its older copy first.
         super::prepare(&stream.sock, PATIENCE).map_err(failed("set up the connection to"))?;
         match read_frame(&mut stream)? {
-            Answer::Ready { has } => Ok((stream, has)),
+            Answer::Ready(ready) => Ok((stream, ready)),
             Answer::Refused(why) => Err(DiskStreamError::Refused(why)),
         }
     }
@@ -194,6 +194,7 @@ struct Sending<'a> {
     source: &'a File,
     size_bytes: u64,
     chunks: Mutex<Option<Chunks>>,
+    sum: Sum,
     has: Vec<Has>,
     known: Option<Digests>,
     limit: Mutex<Option<Limit>>,
@@ -212,6 +213,7 @@ impl<'a> Sending<'a> {
         order: &'a SendOrder,
         source: &'a File,
         stamp: Stamp,
+        sum: Sum,
         has: Vec<Has>,
         progress: &'a mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, DiskStreamError> {
@@ -226,6 +228,7 @@ impl<'a> Sending<'a> {
             source,
             size_bytes,
             chunks: Mutex::new(Some(Chunks::new(extents, None, size_bytes, CHUNK_BYTES))),
+            sum,
             has,
             known: Digests::of_file(&order.source, source),
             limit: Mutex::new(order.bandwidth_bytes.map(|bytes| Limit::new(bytes, Instant::now()))),
@@ -255,7 +258,7 @@ impl<'a> Sending<'a> {
         let mut tally = lock(&self.tally);
         (tally.progress)(self.size_bytes, self.size_bytes);
         tally.digests.sort_unstable_by_key(|(offset, _)| *offset);
-        Ok((tally.report, root_of(self.size_bytes, &tally.digests)))
+        Ok((tally.report, root_of(self.sum, self.size_bytes, &tally.digests)))
     }
 
     /// Sends what is left, and ends the connection's part of it, also after a failure: the receiver is told of that on
@@ -356,8 +359,12 @@ impl<'a> Sending<'a> {
         }
         bytes[position..length].fill(0);
         self.read_parts(chunk, &mut bytes)?;
-        let digest = digest(&bytes[..length]);
-        if known.is_some_and(|known| known != digest) {
+        let digest = self.sum.of(&bytes[..length]);
+        let is_known = |known| match self.sum {
+            Sum::Blake3 => known == digest,
+            Sum::Xxh3 => known == Sum::Blake3.of(&bytes[..length]),
+        };
+        if known.is_some_and(|known| !is_known(known)) {
             return Err(DiskStreamError::Digest { path: self.order.source.clone(), offset });
         }
         if has == Has::Older(digest) {
@@ -434,8 +441,8 @@ fn send_one(stream: &mut Tls, Loaded { message, bytes }: Loaded) -> Result<Optio
 }
 
 /// Digest of the digests of a disk's chunks; those that are not in `digests`, which are in order, are zeros.
-fn root_of(size_bytes: u64, digests: &[(u64, Digest)]) -> String {
-    let zeros = ZeroDigests::new(CHUNK_BYTES);
+fn root_of(sum: Sum, size_bytes: u64, digests: &[(u64, Digest)]) -> String {
+    let zeros = ZeroDigests::by(sum, CHUNK_BYTES);
     let mut hasher = blake3::Hasher::new();
     let mut known = digests.iter().peekable();
     for offset in (0..size_bytes).step_by(CHUNK_BYTES) {

@@ -3,7 +3,7 @@
 
 use super::{CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, MAX_DISK_BYTES};
 use crate::datapath::BLOCK_BYTES;
-use crate::datapath::digests::Digest;
+use crate::datapath::digests::{Digest, Sum};
 use crate::datapath::journal::Stamp;
 use godwit_protocol::frame::{self, HEADER_BYTES};
 use serde::de::DeserializeOwned;
@@ -54,13 +54,19 @@ impl Open {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    /// Go on. `has`: what the receiver has of each chunk follows; on the first connection only.
-    Ready {
-        /// Whether the list follows.
-        has: bool,
-    },
+    /// Go on.
+    Ready(Ready),
     /// No.
     Refused(String),
+}
+
+/// How to go on.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Ready {
+    /// Whether what the receiver has of each chunk follows; on the first connection only.
+    pub(super) has: bool,
+    /// What chunks are known by in this stream.
+    pub(super) sum: Sum,
 }
 
 /// Last frame of the first connection, from the sender.
