@@ -8,6 +8,7 @@ use quinn::{
 use quinn_proto::RandomConnectionIdGenerator;
 use ring::hmac;
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
+use rustls::CipherSuite;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -104,8 +105,11 @@ pub enum ChannelError {
     Connection(#[from] quinn::ConnectionError),
 }
 
+/// AES with keys of 128 bits comes first: it takes a tenth less CPU time than with 256, and TLS holds it for as sound.
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
 }
 
 fn tls<E: std::error::Error + Send + Sync + 'static>(error: E) -> ChannelError {
