@@ -20,7 +20,7 @@ use super::image::{Image, ImageError, read_header};
 use super::journal::{Journal, Stamp, Subject};
 use super::kernel::{reflink, set_io_class};
 use godwit_protocol::image::DiskFormat;
-pub(super) use passing::set_direct;
+pub(super) use passing::{goes_direct, set_direct};
 use passing::{Passing, Prepared};
 use std::fs::{self, File, OpenOptions};
 use std::io;

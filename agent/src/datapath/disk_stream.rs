@@ -52,14 +52,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the beginning of a connection may take.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
-/// Chunks that wait between the two threads of a connection at either end. Few, so that their memory is still in the
+/// Chunks that wait between the two threads of a connection. Few, so that their memory is still in the
 /// CPU's cache when it is used again.
 const WAITING_CHUNKS: usize = 1;
 
-/// Whether a connection has two threads at either end, one for the disk and one for the network. With several connections
-/// one of them always has something to do, and a chunk stays with one thread, in its CPU's cache.
-fn has_helper(connections: usize) -> bool {
-    connections <= 1
+/// Whether an end has two threads for its connection, one for the disk and one for the network: where a disk is waited for
+/// and nothing else could go on meanwhile. Else a chunk stays with one thread, in its CPU's cache.
+fn has_helper(connections: usize, waits_for_disk: bool) -> bool {
+    connections <= 1 && waits_for_disk
 }
 
 /// A thread that panicked ends the stream; what it held is still read.

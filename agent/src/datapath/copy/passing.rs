@@ -43,7 +43,7 @@ pub(in crate::datapath) fn set_direct(file: &File, direct: bool) -> bool {
 
 /// Makes a file bypass the page cache, when it takes requests of whole blocks so. The flag alone may be taken by a
 /// file system that then wants more.
-fn goes_direct(file: &File) -> bool {
+pub(in crate::datapath) fn goes_direct(file: &File) -> bool {
     let takes = set_direct(file, true) && file.read_at(&mut Buffer::new(0), 0).is_ok();
     if !takes {
         set_direct(file, false);

@@ -4,9 +4,10 @@ use super::receive::{Opened, ReceiveOrder, ReceiveReport, Tls};
 use super::wire::{Answer, Finish, Has, Message, Open, Ready, read_frame, write_frame};
 use super::{CHUNK_BYTES, DiskStreamError, OPEN_WITHIN, WAITING_CHUNKS, has_helper, lock};
 use crate::datapath::buffer::{Buffer, read};
-use crate::datapath::copy::{Growing, io_error, journal, publish, set_direct};
+use crate::datapath::copy::{Growing, goes_direct, io_error, journal, publish, set_direct};
 use crate::datapath::digests::{Digests, Sum, Whole, ZeroDigests, digest};
 use crate::datapath::journal::{Done, Journal, Subject};
+use crate::datapath::mounts::Mount;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::net::Shutdown;
@@ -76,10 +77,9 @@ impl<'a> Arriving<'a> {
             }
         };
         growing.resize(size_bytes)?;
-        let direct = size_bytes >= 16 << 20
-            && set_direct(&growing.file, true)
-            && read(&growing.file, &mut Buffer::new(1), 0, 1).is_ok();
-        set_direct(&growing.file, direct);
+        // A file system in memory takes the flag too, and writes through the page cache all the same.
+        let in_memory = Mount::of(&growing.file).map_err(io_error("look at", &growing.path))?.is_memory();
+        let direct = size_bytes >= 16 << 20 && !in_memory && goes_direct(&growing.file);
         Ok(Self {
             older,
             sum,
@@ -216,7 +216,7 @@ impl<'a> Arriving<'a> {
 
     /// Takes and writes all that comes on a connection.
     fn take_lane(&self, stream: &mut Tls) -> Result<(), DiskStreamError> {
-        if has_helper(self.connections) {
+        if has_helper(self.connections, self.direct) {
             return self.take_lane_by_two(stream);
         }
         let (mut spare, mut older) = (None, Buffer::new(CHUNK_BYTES));

@@ -5,9 +5,9 @@ use super::{
     ALPN, CHUNK_BYTES, DiskStreamError, MAX_CONNECTIONS, OPEN_WITHIN, PATIENCE, WAITING_CHUNKS, has_helper,
     lock,
 };
-use crate::datapath::buffer::{Buffer, read};
+use crate::datapath::buffer::Buffer;
 use crate::datapath::chunks::{Chunk, Chunks, Extents};
-use crate::datapath::copy::{CopyError, open_source, set_direct};
+use crate::datapath::copy::{CopyError, goes_direct, open_source};
 use crate::datapath::digests::{Digest, Digests, Sum, ZeroDigests};
 use crate::datapath::journal::Stamp;
 use crate::datapath::kernel::cached_bytes;
@@ -192,6 +192,8 @@ impl Loaded {
 struct Sending<'a> {
     order: &'a SendOrder,
     source: &'a File,
+    /// Whether the source is read past the page cache.
+    direct: bool,
     size_bytes: u64,
     chunks: Mutex<Option<Chunks>>,
     sum: Sum,
@@ -221,11 +223,12 @@ impl<'a> Sending<'a> {
         let file = source.try_clone().map_err(|error| order.io_error("read", error))?;
         let extents = Extents::File { file, position: 0, size_bytes };
         let warm = cached_bytes(source).is_some_and(|cached| cached >= size_bytes / 4);
-        set_direct(source, !warm && read(source, &mut Buffer::new(1), 0, 1).is_ok());
+        let direct = !warm && goes_direct(source);
         let report = SendReport { size_bytes, ..SendReport::default() };
         Ok(Self {
             order,
             source,
+            direct,
             size_bytes,
             chunks: Mutex::new(Some(Chunks::new(extents, None, size_bytes, CHUNK_BYTES))),
             sum,
@@ -264,7 +267,7 @@ impl<'a> Sending<'a> {
     /// Sends what is left, and ends the connection's part of it, also after a failure: the receiver is told of that on
     /// the first connection, and not by a connection that breaks.
     fn run_lane(&self, stream: &mut Tls) -> Result<(), DiskStreamError> {
-        match has_helper(self.order.connections) {
+        match has_helper(self.order.connections, self.direct) {
             true => self.run_lane_of_two(stream),
             false => self.run_lane_alone(stream),
         }

@@ -4,7 +4,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 
 /// Bytes that are taken from a socket at once, as far as they are there.
-const READ_BYTES: usize = 512 << 10;
+const READ_BYTES: usize = 1 << 20;
 
 /// A socket that is read in large pieces: rustls asks for one record of TLS at a time, and each such read of 16 KiB
 /// would be a call and an acknowledgement to the sender.
