@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Encrypted bytes that wait for the socket.
-const TLS_BUFFER_BYTES: usize = 512 << 10;
+const TLS_BUFFER_BYTES: usize = 256 << 10;
 
 /// What to send, and to whom.
 #[derive(Clone, Debug)]
