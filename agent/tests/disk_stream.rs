@@ -146,6 +146,7 @@ fn a_disk_arrives_sparse_by_one_connection_and_by_many() {
             fixture.stream(&["--host", &fixture.there.to_string()], &["--connections", connections]);
         assert!(fixture.is_same());
         assert_eq!(sent["sent_bytes"], received["received_bytes"]);
+        assert_eq!(received["sum"], "xxh3");
         assert!(sent["sent_bytes"].as_u64().unwrap() <= 41 * MIB, "{sent}");
         let blocks = fs::metadata(&fixture.destination).unwrap().blocks() * 512;
         assert!(blocks <= 42 * MIB, "{blocks}");
@@ -172,7 +173,9 @@ fn small_and_empty_disks_arrive() {
 fn only_chunks_that_changed_are_sent_where_an_older_copy_is() {
     let fixture = Fixture::new();
     for (digests, connections) in [(&["--digests"][..], "4"), (&[], "1")] {
-        fixture.stream(digests, &[]);
+        // The first time with digests, the second over an older copy.
+        let (_, received) = fixture.stream(digests, &[]);
+        assert_eq!(received["sum"], "blake3");
         let source = File::options().write(true).open(&fixture.source).unwrap();
         source.write_all_at(&pattern(100, digests.len() as u64 + 9), 7 * MIB + 5).unwrap();
         // Zeros where there was data, and data where there was none.
@@ -181,6 +184,7 @@ fn only_chunks_that_changed_are_sent_where_an_older_copy_is() {
         let (sent, received) = fixture.stream(digests, &["--connections", connections]);
         assert!(fixture.is_same());
         assert!(sent["sent_bytes"].as_u64().unwrap() <= 3 * MIB, "{sent}");
+        assert_eq!(received["sum"], "blake3");
         assert!(received["same_bytes"].as_u64().unwrap() >= 35 * MIB, "{received}");
         assert_eq!(fixture.folder.path().join("destination.blake3").exists(), !digests.is_empty());
     }
@@ -191,7 +195,7 @@ fn a_stream_that_is_cut_at_either_end_goes_on_where_it_was() {
     let fixture = Fixture::new();
     let journal = fixture.folder.path().join("destination.partial.journal");
     let mut had = 0;
-    // One connection has two threads at either end, several have one each.
+    // One connection has two threads where a disk is waited for, several have one each.
     for (cut_sender, connections) in [(true, "1"), (false, "4"), (true, "4"), (false, "1")] {
         let mut receiver = fixture.receive(&[]);
         let mut sender = fixture

@@ -67,7 +67,8 @@ impl<'a> Arriving<'a> {
         let inode = growing.file.metadata().map_err(io_error("look at", &growing.path))?.ino();
         let older = Older::open(order);
         let sum = sum_for(order, older.is_some());
-        let subject = Subject::new(open.source, inode, "from another host".to_owned(), CHUNK_BYTES, Some(sum));
+        let subject =
+            Subject::new(open.source, inode, "from another host".to_owned(), CHUNK_BYTES, Some(sum));
         let path = journal(&order.destination);
         let journal = match growing.noted(&subject)? {
             Some(journal) => journal,
@@ -141,6 +142,7 @@ impl<'a> Arriving<'a> {
         };
         std::thread::scope(|scope| {
             let note = &note;
+            scope.spawn(move || note(self.take_lane(first)));
             let accept = || -> Result<(), DiskStreamError> {
                 for _ in 1..self.connections {
                     let (mut stream, _) = queue
@@ -149,14 +151,15 @@ impl<'a> Arriving<'a> {
                     write_frame(&mut stream, &self.ready(false))?;
                     let socket = stream.sock.stream().try_clone().map_err(DiskStreamError::Broken)?;
                     lock(&sockets).push(socket);
+                    // Who failed before that did not know of it.
+                    if lock(&failure).is_some() {
+                        break;
+                    }
                     scope.spawn(move || note(self.take_lane(&mut stream)));
                 }
                 Ok(())
             };
-            match accept() {
-                Ok(()) => note(self.take_lane(first)),
-                error => note(error),
-            }
+            note(accept());
         });
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
@@ -412,6 +415,45 @@ impl Older {
             // A hole costs nothing to have again.
             Some(digest) if digest != zeros.of(length) => Has::Older(digest),
             _ => Has::Nothing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::journal::Stamp;
+    use std::time::Duration;
+
+    #[test]
+    fn a_chunk_that_is_not_what_its_sum_says_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        std::fs::write(&source, vec![0; 2 * CHUNK_BYTES]).unwrap();
+        let stamp = Stamp::of(&File::open(&source).unwrap()).unwrap();
+        let open = Open { token: String::new(), connection: 0, connections: 1, source: stamp };
+        for digests in [false, true] {
+            let order = ReceiveOrder {
+                destination: folder.path().join("destination"),
+                token: String::new(),
+                sender: None,
+                wait: Duration::ZERO,
+                no_clobber: false,
+                digests,
+                make_folder: false,
+            };
+            let arriving = Arriving::begin(&order, &open, &|_, _| {}).unwrap();
+            let bytes = vec![7; CHUNK_BYTES];
+            let runs = [(0, CHUNK_BYTES)];
+            let wrong = arriving.sum.of(&[7; 9]);
+            let kept = arriving.keep(CHUNK_BYTES as u64, &bytes, CHUNK_BYTES, wrong, &runs);
+            assert!(
+                matches!(kept, Err(DiskStreamError::Digest { offset, .. }) if offset == CHUNK_BYTES as u64)
+            );
+            assert_eq!(std::fs::read(&arriving.growing.path).unwrap(), vec![0; 2 * CHUNK_BYTES]);
+            assert_eq!(arriving.journal.look(CHUNK_BYTES as u64).unwrap(), (Done::No, None));
+            arriving.keep(0, &bytes, CHUNK_BYTES, arriving.sum.of(&bytes), &runs).unwrap();
+            assert_eq!(std::fs::read(&arriving.growing.path).unwrap()[..CHUNK_BYTES], bytes);
         }
     }
 }

@@ -77,12 +77,8 @@ pub fn send(
         true => read_has(&mut first, stamp.size_bytes)?,
         false => Vec::new(),
     };
-    let mut lanes = Vec::new();
-    for connection in 1..connector.connections {
-        lanes.push(connector.connect(connection)?.0);
-    }
     let sending = Sending::new(order, &source, stamp, ready.sum, has, progress)?;
-    let outcome = sending.run(&mut first, lanes);
+    let outcome = sending.run(&mut first, &connector);
     let outcome = outcome.and_then(|report| match Stamp::of(&source) {
         Ok(after) if after == stamp => Ok(report),
         _ => Err(CopyError::SourceChanged(order.source.clone()).into()),
@@ -240,7 +236,11 @@ impl<'a> Sending<'a> {
     }
 
     /// Sends all, and the digest of all digests.
-    fn run(&self, first: &mut Tls, lanes: Vec<Tls>) -> Result<(SendReport, String), DiskStreamError> {
+    fn run(
+        &self,
+        first: &mut Tls,
+        connector: &Connector<'_>,
+    ) -> Result<(SendReport, String), DiskStreamError> {
         let failure = Mutex::new(None);
         let note = |outcome: Result<(), DiskStreamError>| {
             if let Err(error) = outcome {
@@ -249,9 +249,12 @@ impl<'a> Sending<'a> {
             }
         };
         std::thread::scope(|scope| {
-            for mut lane in lanes {
-                let note = &note;
-                scope.spawn(move || note(self.run_lane(&mut lane)));
+            let note = &note;
+            for connection in 1..connector.connections {
+                scope.spawn(move || {
+                    let lane = connector.connect(connection);
+                    note(lane.and_then(|(mut lane, _)| self.run_lane(&mut lane)));
+                });
             }
             note(self.run_lane(first));
         });
