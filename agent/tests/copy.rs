@@ -166,6 +166,25 @@ fn a_conversion_killed_at_any_moment_goes_on_to_a_sound_image() {
     }
 }
 
+/// The last moment at which a kill leaves anything: the copy has its name, and its journal is still there.
+#[test]
+fn a_journal_that_a_kill_left_beside_a_whole_copy_goes_with_the_next_attempt_also_a_refused_one() {
+    for again in [&[][..], &["--no-clobber"]] {
+        let fixture = Fixture::new();
+        let mut killed = fixture.command();
+        killed.args(["-q", "--digests"]).env("GODWIT_CRASH_AT", "copy.rename:after");
+        let killed = killed.output().unwrap();
+        assert!(String::from_utf8_lossy(&killed.stderr).contains("crash point"), "{killed:?}");
+        assert!(fixture.is_same(), "{again:?}");
+        let left = ["destination", "destination.blake3.partial", "destination.partial.journal", "source"];
+        assert_eq!(fixture.names(), left, "{again:?}");
+        let ended = fixture.run(again);
+        assert_eq!(ended.status.success(), again.is_empty(), "{ended:?}");
+        assert!(fixture.is_same(), "{again:?}");
+        assert_eq!(fixture.names(), ["destination", "source"], "{again:?}");
+    }
+}
+
 /// A copy that is killed when it has some records, and whose journal's head is then as `change` makes it of the text
 /// that it was.
 fn leave_unfinished(fixture: &Fixture, option: &str, change: impl Fn(String) -> String) {

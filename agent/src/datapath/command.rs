@@ -9,7 +9,6 @@ use super::ordered::Checksum;
 use super::worker::Reporter;
 use godwit_protocol::error::RequestError;
 use godwit_protocol::image::DiskFormat;
-use std::fs::File;
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -134,7 +133,7 @@ impl CopyArgs {
     pub(super) fn order(&self) -> CopyOrder {
         let guess = || {
             let qcow2 =
-                self.to.is_some() && File::open(&self.source).is_ok_and(|file| image::is_qcow2(&file));
+                self.to.is_some() && copy::open_source(&self.source).is_ok_and(|file| image::is_qcow2(&file));
             if qcow2 { DiskFormat::Qcow2 } else { DiskFormat::Raw }
         };
         let mode = std::fs::metadata(&self.source).map(|source| source.mode() & 0o777).ok();

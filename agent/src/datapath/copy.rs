@@ -78,7 +78,7 @@ struct Made {
 /// list's root.
 pub(super) fn publish(
     destination: &Path,
-    growing: Growing,
+    mut growing: Growing,
     list: Option<&Journal>,
     whole: &Whole,
 ) -> Result<Option<String>, CopyError> {
@@ -88,9 +88,10 @@ pub(super) fn publish(
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
         _ => Ok(()),
     };
+    // Also what a killed copy left that made a list.
+    remove(unfinished)?;
     let mut root = None;
     if let Some(journal) = list {
-        remove(unfinished)?;
         let about = growing.file.metadata().map_err(io_error("look at", &growing.path))?;
         let zeros = ZeroDigests::new(digests::DIGEST_CHUNK_BYTES);
         let each = |offset: u64| {
@@ -102,10 +103,11 @@ pub(super) fn publish(
     }
     // A list about what was there before must not outlive it.
     remove(&path)?;
-    growing.publish().inspect_err(|_| drop(fs::remove_file(unfinished)))?;
+    growing.rename().inspect_err(|_| drop(fs::remove_file(unfinished)))?;
     if list.is_some() {
         fs::rename(unfinished, &path).map_err(io_error("rename", unfinished))?;
     }
+    growing.settle()?;
     Ok(root)
 }
 

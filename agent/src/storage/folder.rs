@@ -173,6 +173,8 @@ fn measure(pool: &Path) -> Result<Sizes, StorageError> {
 /// Whether the disk is there already; else its folder is ready.
 fn begin_disk(source: &Path, paths: &InstancePaths) -> Result<Told, StorageError> {
     if is_file(&paths.disk)? {
+        // The worker may have been killed, with the agent, just after it gave the disk its name.
+        remove_file(&journal(&paths.disk))?;
         return Ok(Told::Already(true));
     }
     if !is_file(source)? {

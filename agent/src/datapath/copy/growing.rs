@@ -2,6 +2,8 @@
 //! keeps a second copy to the same name away; a kill leaves it, with its journal, to the next attempt.
 
 use super::error::{CopyError, io_error};
+use crate::crash::{self, Side};
+use crate::datapath::digests;
 use crate::datapath::journal::{Journal, Subject};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -71,11 +73,12 @@ impl Growing {
         // `a/..` and `a/` name no file; the latter would lose its slash.
         let named = destination.file_name().is_some_and(|name| name != OsStr::new("."))
             && !destination.as_os_str().as_encoded_bytes().ends_with(b"/");
-        check_destination(destination, source, overwrite)?;
+        let path = partial(destination);
+        check_destination(destination, source, overwrite)
+            .inspect_err(|_| remove_stale(&path, destination))?;
         if !named {
             return Err(CopyError::NoName(destination.to_owned()));
         }
-        let path = partial(destination);
         for _ in 0..MAX_ATTEMPTS {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false).mode(mode);
@@ -135,8 +138,8 @@ impl Growing {
         self.file.sync_all().map_err(io_error("sync", &self.path))
     }
 
-    /// Gives it its name. What has that name already stays whole until then.
-    pub(in crate::datapath) fn publish(mut self) -> Result<(), CopyError> {
+    /// Gives it its name. What has that name already stays whole until then. It is not on stable storage yet.
+    pub(in crate::datapath) fn rename(&mut self) -> Result<(), CopyError> {
         let flags = if self.overwrite { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
         match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &self.destination, flags) {
             Err(Errno::EEXIST) => return Err(CopyError::DestinationExists(self.destination.clone())),
@@ -150,9 +153,27 @@ impl Growing {
             answer => answer.map_err(|error| io_error("rename", &self.path)(error.into()))?,
         }
         self.keep = true;
-        let folder = folder(&self.destination);
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync", folder))?;
+        crash::point("copy.rename", Side::After);
+        // At once: a kill between the two leaves a journal that is about nothing. Before the rename it would take with it
+        // what the next attempt goes on by.
         remove(&journal(&self.destination))
+    }
+
+    /// Brings its name to stable storage, and all else that has become of the folder.
+    pub(in crate::datapath) fn settle(self) -> Result<(), CopyError> {
+        let folder = folder(&self.destination);
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync", folder))
+    }
+}
+
+/// Removes what a copy left that was killed when it had its name already, its journal and a list that had not, so that
+/// it is gone also when the next one is refused. A copy under way has its growing file beside them.
+fn remove_stale(path: &Path, destination: &Path) {
+    let gone = fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if gone {
+        // The refusal is the one to tell.
+        let _ = remove(&journal(destination));
+        let _ = remove(&partial(&digests::beside(destination)));
     }
 }
 
