@@ -42,7 +42,8 @@ pub(crate) struct Arguments {
     /// Size of the disks that are copied [default: 2048, 512 with --quick; on NFS 128, 32 with --quick]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     disk_mib: Option<u64>,
-    /// Of copy, stream and overlay only the cases whose names hold this text, such as xfs or cold-full; may be repeated
+    /// Of copy, stream and overlay only the cases whose names begin so, such as `ext4-` or `nfs42`; `*` is any text, as in
+    /// `*cold-full`; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
     /// Take programs from this folder, and neither install peers nor build: for machines that are not built on
@@ -84,7 +85,7 @@ pub(crate) enum BenchError {
     Io { what: String, source: std::io::Error },
     #[error("{case}: {tool} did not bring the right result; its time does not count, and nor does the run")]
     Wrong { case: String, tool: String },
-    #[error("no case's name holds {only}")]
+    #[error("no case's name begins with {only}; `*` before it finds it anywhere")]
     NoCase { only: String },
     #[error("{line} did not end within {seconds} s")]
     TooLong { line: String, seconds: &'static str },
@@ -111,20 +112,30 @@ impl BenchError {
 #[derive(Debug, Clone, Copy)]
 struct Effort<'a> {
     quick: bool,
-    /// Parts of names; none: all cases.
+    /// What names begin with, `*` for any text; none: all cases.
     only: &'a [String],
 }
 
 impl Effort<'_> {
     /// Whether a case is asked for.
     fn wants(self, case: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|text| case.contains(text.as_str()))
+        self.only.is_empty() || self.only.iter().any(|pattern| begins_with(case, pattern))
     }
 
     /// Runs of each side.
     fn pairs(self) -> usize {
         if self.quick { 3 } else { 5 }
     }
+}
+
+/// Whether a name begins with a pattern, in which `*` stands for any text.
+fn begins_with(name: &str, pattern: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let rest = name.strip_prefix(parts.next().unwrap_or_default());
+    parts
+        .try_fold(rest, |rest, part| Some(rest?.split_once(part).map(|(_, after)| after)))
+        .flatten()
+        .is_some()
 }
 
 /// Installs the peers, builds the release profile, measures, prints.
@@ -196,4 +207,27 @@ fn children_cpu_s() -> Result<f64, BenchError> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)
         .map_err(|error| BenchError::io("cannot read the children's CPU time")(error.into()))?;
     Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_by_its_begin_and_by_what_stands_for_any_text() {
+        for (name, pattern, taken) in [
+            ("ext4-cold-full", "ext4-", true),
+            ("nfs42-ext4-cold-full", "ext4-", false),
+            ("nfs42-ext4-cold-full", "nfs42", true),
+            ("nfs42-ext4-cold-full", "*ext4-", true),
+            ("ext4-cold-full", "*cold-full", true),
+            ("ext4-cold-full", "ext4*full", true),
+            ("ext4-cold-sparse", "ext4*full", false),
+            ("ext4-cold-full", "*full*ext4", false),
+            ("ext4-cold-full", "*", true),
+            ("ext4-cold-full", "", true),
+        ] {
+            assert_eq!(begins_with(name, pattern), taken, "{name} by {pattern}");
+        }
+    }
 }

@@ -3,7 +3,6 @@
 //! own does not.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -50,11 +49,7 @@ pub(super) fn measure(
         Ok(pair) => pair.measure(effort, &wanted, disk_mib, report),
         Err(error) => {
             let mut why = format!("no VMs with NFS: {error}");
-            let mut cause = error.source();
-            while let Some(inner) = cause {
-                why += &format!(": {inner}");
-                cause = inner.source();
-            }
+            crate::causes(&error).for_each(|cause| why += &format!(": {cause}"));
             report.add(wanted.iter().flat_map(|place| skipped(effort, place, &why)).collect())
         }
     }
