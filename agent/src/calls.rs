@@ -256,6 +256,7 @@ fn outcome(answer: &Answer) -> &'static str {
         Err(ErrorKind::Unavailable) => "unavailable",
         Err(ErrorKind::NoSpace) => "no_space",
         Err(ErrorKind::Invalid) => "invalid",
+        Err(ErrorKind::Damaged) => "damaged",
         Err(ErrorKind::Cancelled) => "cancelled",
         Err(ErrorKind::Internal) => "internal",
     }

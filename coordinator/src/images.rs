@@ -4,7 +4,7 @@
 
 mod check;
 pub mod copies;
-mod damages;
+pub mod damages;
 mod download;
 mod flights;
 mod format;

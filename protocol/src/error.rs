@@ -19,6 +19,8 @@ pub enum ErrorKind {
     NoSpace,
     /// The request itself is wrong.
     Invalid,
+    /// Bytes on a pool are not what they should be.
+    Damaged,
     /// It was cancelled.
     Cancelled,
     /// Anything else.

@@ -17,12 +17,24 @@ pub(crate) struct ImagePools {
     pub(crate) images: BTreeSet<(Uuid, ImageId)>,
     /// What has come and is not proved.
     pub(crate) incoming: BTreeSet<(Uuid, ImageId)>,
+    /// What is sent is not what was uploaded.
+    pub(crate) damaged: bool,
+    /// Who was asked first to remove an image, and does not answer; none: the next who is asked.
+    pub(crate) hanging: Option<Option<HostId>>,
     awaited: BTreeSet<(HostId, ImageId)>,
 }
 
 impl ImagePools {
     fn has(&self, host: HostId, image: ImageId) -> bool {
         self.of.get(&host).is_none_or(|pool| self.images.contains(&(*pool, image)))
+    }
+
+    /// Whether the host does not answer to this.
+    pub(crate) fn hangs(&mut self, host: HostId, request: &AgentRequest) -> bool {
+        match (request, &mut self.hanging) {
+            (AgentRequest::DropImage { .. }, Some(hanging)) => *hanging.get_or_insert(host) == host,
+            _ => false,
+        }
     }
 
     fn found(&self, host: HostId, image: ImageId) -> Option<Result<AgentReply, RequestError>> {
@@ -60,6 +72,9 @@ impl ImagePools {
                 }
                 self.incoming.extend(self.of.get(&target).map(|pool| (*pool, image)));
                 Some(Ok(AgentReply::Done))
+            }
+            AgentRequest::SettleImage(_) if self.damaged => {
+                error(ErrorKind::Damaged, "it is not the image that was uploaded")
             }
             AgentRequest::SettleImage(arrival) => {
                 if self.has(host, arrival.image) {

@@ -4,12 +4,16 @@ use crate::fleet::Fleet;
 use crate::model::{Fault, lock};
 use godwit_coordinator::fleet::instance::InstanceStatus;
 use godwit_coordinator::operations::delete_instance;
+use godwit_protocol::event::EventKind;
 use godwit_protocol::id::{HostId, InstanceId};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// The pool of the first two hosts of three.
 const POOL: Uuid = Uuid::from_u128(7);
+
+/// One that only the second has.
+const OTHER_POOL: Uuid = Uuid::from_u128(8);
 
 /// Three hosts, of which two share a pool without images.
 async fn start() -> (Fleet, [HostId; 2]) {
@@ -122,4 +126,42 @@ async fn an_image_that_no_host_has_is_told_with_the_host_that_wants_it() {
     delete(&fleet, id).await;
     assert!(fleet.app.ledger.read(|f| f.image_copies.is_empty()));
     fleet.clean("after the refusal").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_image_that_a_host_was_to_get_is_told_to_operators() {
+    let (fleet, [one, _]) = start().await;
+    lock(&fleet.world).images.damaged = true;
+    let id = fleet.create_on(1, Some(one)).await;
+    let failed = fleet.settled(id).await.unwrap();
+    assert!(failed.fault.unwrap().message.contains("not the image that was uploaded"));
+    let damages = fleet.app.ledger.read(|f| f.damages.clone());
+    let names = fleet.app.ledger.read(|f| f.hosts.values().map(|host| host.name.clone()).collect::<Vec<_>>());
+    let how = &damages.values().next().unwrap().how;
+    assert_eq!(names.iter().filter(|name| how.contains(*name)).count(), 2, "both ends are named: {how}");
+    let events = fleet.app.events.list(10, |_, event| event.kind == EventKind::ImageDamaged);
+    assert!(events[0].1.reason.as_ref().unwrap().contains(how), "{events:?}");
+    delete(&fleet, id).await;
+    fleet.delete_image().await;
+    fleet.until("no copy is left", |f| f.image_copies.is_empty()).await;
+    fleet.clean("after the damage").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_hangs_keeps_no_other_from_removing_its_copy_of_an_image() {
+    let (fleet, [one, other]) = start().await;
+    lock(&fleet.world).images.of.insert(other, OTHER_POOL);
+    fleet.until("the other has its own pool", |f| f.pool_mark(other) == Some(OTHER_POOL)).await;
+    for host in [one, other] {
+        let id = fleet.create_on(1, Some(host)).await;
+        assert_eq!(fleet.settled(id).await.unwrap().status, InstanceStatus::Active);
+        delete(&fleet, id).await;
+    }
+    assert_eq!(fleet.app.ledger.read(|f| f.image_copies.len()), 2);
+    lock(&fleet.world).images.hanging = Some(None);
+    fleet.delete_image().await;
+    fleet.until("one copy is left", |f| f.image_copies.len() == 1).await;
+    let hanging = lock(&fleet.world).images.hanging.flatten().unwrap();
+    let left = fleet.app.ledger.read(|f| f.image_copies.values().next().unwrap().host);
+    assert_eq!(left, hanging, "whichever was asked first");
 }

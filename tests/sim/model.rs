@@ -436,6 +436,7 @@ async fn converse(
     assert!(matches!(welcome, Welcome::Accepted { .. }), "{welcome:?}");
     let mut beat = tokio::time::interval(Duration::from_millis(50));
     let mut reported = String::new();
+    let mut hanging = Vec::new();
     loop {
         tokio::select! {
             _ = beat.tick() => {
@@ -461,6 +462,11 @@ async fn converse(
                 let request: AgentRequest = quic::receive(&mut receive).await?;
                 if let Some(instance) = endless(&request, world) {
                     tokio::spawn(answer_when_cancelled(instance, send, world.clone()));
+                    continue;
+                }
+                if lock(world).images.hangs(host, &request) {
+                    // Its stream stays open.
+                    hanging.push((send, receive));
                     continue;
                 }
                 let Some(answer) = answer(host, &request, world) else { return Ok(()) };

@@ -87,7 +87,7 @@ impl From<ProofError> for RequestError {
     fn from(error: ProofError) -> Self {
         let kind = match &error {
             ProofError::Away => ErrorKind::Unavailable,
-            ProofError::Wrong(_) => ErrorKind::Conflict,
+            ProofError::Wrong(_) => ErrorKind::Damaged,
             ProofError::Io { source, .. } if crate::storage::is_full(source) => ErrorKind::NoSpace,
             ProofError::Io { .. } => ErrorKind::Internal,
         };

@@ -8,24 +8,54 @@ use crate::fleet::{Change, Fleet};
 use crate::store::StoreError;
 use godwit_protocol::id::{HostId, ImageId};
 use godwit_protocol::request::{AgentReply, AgentRequest};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
+use tokio::task::{AbortHandle, JoinSet};
+use uuid::Uuid;
 
-/// Looks at all copies until the process ends.
+/// Pools that are asked at once. A host whose pool stands still takes half a minute to say so, and one that hangs two
+/// minutes to be given up.
+const MAX_AT_ONCE: usize = 64;
+
+/// Looks at all copies until the process ends. Each pool has a task of its own, so that none waits for another's host.
 pub async fn run(app: Shared) {
     let heartbeat = Duration::from_millis(app.config.heartbeat_ms);
+    let mut tasks = JoinSet::new();
+    let mut under_way = HashMap::<Uuid, AbortHandle>::new();
+    let mut last = Uuid::nil();
     loop {
         tokio::time::sleep(heartbeat).await;
-        for copy in app.ledger.read(due) {
-            if let Err(error) = settle(&app, &copy).await {
-                tracing::error!(image = %copy.image, %error, "what another pool has of it is looked at again");
+        while tasks.try_join_next().is_some() {}
+        under_way.retain(|_, task| !task.is_finished());
+        let mut due: Vec<_> = app.ledger.read(due).into_iter().collect();
+        // Where there are too many, those that had no turn come first.
+        let after_last = due.partition_point(|(pool, _)| *pool <= last);
+        due.rotate_left(after_last);
+        for (pool, copies) in due {
+            if under_way.len() < MAX_AT_ONCE && !under_way.contains_key(&pool) {
+                under_way.insert(pool, tasks.spawn(settle_all(app.clone(), copies)));
+                last = pool;
             }
         }
     }
 }
 
-/// Copies of images that are gone, and what has come of others and is wanted by nobody.
-fn due(fleet: &Fleet) -> Vec<ImageCopy> {
-    fleet.image_copies.values().filter(|copy| is_due(fleet, copy)).cloned().collect()
+/// Looks at the copies of one pool.
+async fn settle_all(app: Shared, copies: Vec<ImageCopy>) {
+    for copy in copies {
+        if let Err(error) = settle(&app, &copy).await {
+            tracing::error!(image = %copy.image, %error, "what another pool has of it is looked at again");
+        }
+    }
+}
+
+/// Copies of images that are gone, and what has come of others and is wanted by nobody; by their pools.
+fn due(fleet: &Fleet) -> BTreeMap<Uuid, Vec<ImageCopy>> {
+    let mut due = BTreeMap::<Uuid, Vec<ImageCopy>>::new();
+    for copy in fleet.image_copies.values().filter(|copy| is_due(fleet, copy)) {
+        due.entry(copy.pool.unwrap_or(copy.host.0)).or_default().push(copy.clone());
+    }
+    due
 }
 
 fn is_due(fleet: &Fleet, copy: &ImageCopy) -> bool {

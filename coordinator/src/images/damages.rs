@@ -1,4 +1,4 @@
-//! Images whose bytes on the pool are not those that were uploaded, as downloads have found them: told to operators, and
+//! Images whose bytes on a pool are not those that were uploaded, as downloads and hosts have found them: told to operators, and
 //! kept until the image is deleted, or comes down whole again.
 
 use super::download::Broken;
@@ -10,24 +10,36 @@ use crate::ledger::now;
 use crate::store::StoreError;
 use godwit_protocol::error::chain;
 use godwit_protocol::event::EventKind;
-use godwit_protocol::id::ImageId;
+use godwit_protocol::id::{HostId, ImageId};
 use std::io;
 
 /// Tells the log why a download ended early, and operators of an image that is damaged.
 pub(super) async fn note(app: &App, image: ImageId, broken: &Broken) {
     tracing::error!(%image, "a download was ended: {}", chain(broken));
-    let Broken::Damaged(how) = broken else { return };
+    if let Broken::Damaged(how) = broken {
+        keep(app, image, app.config.pool.to_string_lossy().into_owned(), how).await;
+    }
+}
+
+/// Tells operators of an image whose copy in the pool of `host` is damaged, as a host has found.
+pub async fn note_on_host(app: &App, image: ImageId, host: HostId, how: &str) {
+    tracing::error!(%image, %host, "its copy there is damaged: {how}");
+    let pool = app.ledger.read(|fleet| Some(fleet.pools_of(host).first()?.path.clone()));
+    keep(app, image, pool.unwrap_or_default(), how).await;
+}
+
+/// Keeps how an image is damaged, and tells of it as an event.
+async fn keep(app: &App, image: ImageId, pool: String, how: &str) {
     let noted = app.ledger.change(|fleet| {
         let known = fleet.damages.get(&image).is_some_and(|damage| damage.how == *how);
         let is_news = fleet.images.contains_key(&image) && !known;
-        let damage = is_news.then(|| Damage { image, how: how.clone(), found_at: now() });
+        let damage = is_news.then(|| Damage { image, how: how.to_owned(), found_at: now() });
         Ok::<_, StoreError>((damage.into_iter().map(Change::from).collect(), ()))
     });
     if let Err(error) = noted.await {
         tracing::error!(%image, %error, "that it is damaged is not kept");
     }
     let at_ms = u64::try_from(now().unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
-    let pool = app.config.pool.to_string_lossy().into_owned();
     app.events.note(at_ms, EventKind::ImageDamaged, pool, format!("image {image}: {how}"));
 }
 

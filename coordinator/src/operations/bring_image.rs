@@ -8,7 +8,7 @@ use super::{Context, StepError};
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::fleet::image::{Image, ImageCopy, ImageStatus};
-use crate::images::Flight;
+use crate::images::{Flight, damages};
 use crate::ledger::now;
 use crate::liveness::Liveness;
 use crate::reconcile;
@@ -101,10 +101,31 @@ impl Way<'_> {
         let awaited = self.ask(self.host, AgentRequest::AwaitImage(arrival.clone()), patience).await?;
         if let AgentReply::DiskAwaited(awaited) = awaited {
             let departure = Box::new(ImageDeparture { image, awaited });
-            self.ask(source, AgentRequest::SendImage(departure), patience).await?;
+            let sent = self.ask(source, AgentRequest::SendImage(departure), patience).await;
+            self.look_for_damage(source, sent).await?;
         }
-        self.ask(self.host, AgentRequest::SettleImage(arrival), patience).await?;
+        // The connection has proved that what has come is what was sent.
+        let settled = self.ask(self.host, AgentRequest::SettleImage(arrival), patience).await;
+        self.look_for_damage(source, settled).await?;
         self.note_whole().await
+    }
+
+    /// Tells operators when the source's copy is not what was uploaded.
+    async fn look_for_damage(
+        &self,
+        source: HostId,
+        outcome: Result<AgentReply, StepError>,
+    ) -> Result<AgentReply, StepError> {
+        if let Err(StepError::Host { host, error }) = &outcome
+            && error.kind == ErrorKind::Damaged
+        {
+            let app = &self.context.app;
+            let name = app.ledger.read(|fleet| fleet.hosts.get(&source).map(|host| host.name.clone()));
+            let from = name.unwrap_or_else(|| source.to_string());
+            let how = format!("host {host}, of what came from host {from}: {error}");
+            damages::note_on_host(app, self.copy.image, source, &how).await;
+        }
+        outcome
     }
 
     /// Asks a host once; all who wait see how far it is.

@@ -10,6 +10,7 @@ use crate::fleet::instance::{Flavor, Hints, Instance, InstanceStatus, NicRequest
 use crate::fleet::network::Port;
 use crate::fleet::operation::{Operation, Verb};
 use crate::fleet::{Change, Fleet};
+use crate::images::damages;
 use crate::ledger::now;
 use crate::placement::guest::EmulatorPolicy;
 use crate::placement::labels::DEFAULT_ZONE;
@@ -255,11 +256,17 @@ async fn disk(context: &Context) -> Result<(), StepError> {
         // Its pool has not got the image.
         Err(StepError::Host { error, .. }) if error.kind == ErrorKind::NotFound => {
             bring_image::bring(context, host, instance.image.image, &error).await?;
-            context.ask(host, create).await?
+            context.ask(host, create).await
         }
-        made => made?,
+        made => made,
     };
-    match made {
+    if let Err(StepError::Host { host: name, error }) = &made
+        && error.kind == ErrorKind::Damaged
+    {
+        let how = format!("host {name}: {error}");
+        damages::note_on_host(&context.app, instance.image.image, host, &how).await;
+    }
+    match made? {
         AgentReply::Disk { format } => context.update(|i| i.disk_format = Some(format)).await,
         _ => Ok(()),
     }

@@ -147,12 +147,10 @@ impl From<CopyError> for RequestError {
             | E::DestinationKind { .. } => ErrorKind::Invalid,
             E::SourceChanged(_) | E::DestinationExists(_) | E::Busy(_) => ErrorKind::Conflict,
             E::Io { source, .. } if crate::storage::is_full(source) => ErrorKind::NoSpace,
-            E::Damaged { .. }
-            | E::Verify { .. }
-            | E::Expect { .. }
-            | E::NoRing(_)
-            | E::Grow(_)
-            | E::Io { .. } => ErrorKind::Internal,
+            E::Damaged { .. } => ErrorKind::Damaged,
+            E::Verify { .. } | E::Expect { .. } | E::NoRing(_) | E::Grow(_) | E::Io { .. } => {
+                ErrorKind::Internal
+            }
         };
         RequestError::new(kind, godwit_protocol::error::chain(&error))
     }

@@ -230,7 +230,7 @@ fn of_host(error: &RequestError) -> Fault {
         }
         ErrorKind::Invalid => StatusCode::BAD_REQUEST,
         ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        ErrorKind::Damaged | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     };
     Fault::new(status, format!("The server's host could not answer: {error}."))
 }
