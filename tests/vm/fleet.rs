@@ -1,6 +1,6 @@
 //! A fleet of one host in a VM: coordinator, agent and libvirtd, without systemd.
 
-use godwit_tests::vm::{Vm, VmError};
+use godwit_tests::vm::{Builder, Vm, VmError};
 use serde_json::Value;
 
 /// Where the API is without TLS, inside.
@@ -39,6 +39,11 @@ godwit-agent run > /var/log/agent 2>&1 &
 timeout 120 sh -c 'until godwit --json host list | grep -q "\"cells\": *[1-9]"; do sleep 0.3; done'
 "#;
 
+/// A VM with the programs that a fleet is made of.
+pub(crate) fn builder(name: &str) -> Builder {
+    Vm::builder(name).program("godwit").program("godwit-agent").program("godwit-coordinator")
+}
+
 /// Starts the fleet, and waits until its host has said what it has.
 #[track_caller]
 pub(crate) fn start(vm: &Vm, address: &str, settings: &str) {
@@ -62,6 +67,11 @@ pub(crate) fn logs(vm: &Vm) -> String {
 pub(crate) fn godwit(vm: &Vm, words: &str) -> Result<Value, VmError> {
     let text = vm.shell(&format!("OS_CLIENT_CONFIG_FILE=/etc/godwit/clouds.yaml godwit --json {words}"))?;
     Ok(serde_json::from_str(&text).unwrap_or_default())
+}
+
+/// How many events of a kind the fleet knows.
+pub(crate) fn events(vm: &Vm, kind: &str) -> Result<usize, VmError> {
+    Ok(godwit(vm, &format!("event list --kind {kind}"))?.as_array().map_or(0, Vec::len))
 }
 
 /// The agent's series.

@@ -6,6 +6,8 @@
 mod core;
 mod faults;
 mod fleet;
+mod held;
+mod meanwhile;
 mod nfs;
 mod overlays;
 mod release;

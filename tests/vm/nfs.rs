@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::fleet;
 pub(crate) use godwit_tests::vm::file_server::ADDRESS as SERVER;
 use godwit_tests::vm::{Vm, VmError, Wire, file_server};
 
@@ -43,9 +44,8 @@ impl NfsLab {
     /// The same, with files at `/job/NAME`.
     pub(crate) fn fleet_client_with(&self, number: u32, files: &[(&Path, &str)]) -> Client {
         let name = format!("client{number}");
-        let builder = Vm::builder(&name).cpus(2).memory_mib(1280).deadline(Duration::from_secs(900));
+        let builder = fleet::builder(&name).cpus(2).memory_mib(1280).deadline(Duration::from_secs(900));
         let builder = files.iter().fold(builder, |builder, (path, name)| builder.file(path, name));
-        let builder = builder.program("godwit").program("godwit-agent").program("godwit-coordinator");
         let vm = builder.wire(&self.wire, &format!("10.9.0.1{number}/24")).start();
         Client { vm: vm.expect("the client starts") }
     }

@@ -60,12 +60,9 @@ fn inner(frame: &[u8]) -> Option<(u16, [u8; 6])> {
 #[test]
 fn a_kernel_that_does_not_take_the_programs_is_named_and_its_bridge_answers_for_neighbours() {
     let wire = Wire::new().expect("a wire");
-    let vm = Vm::builder("release")
+    let vm = fleet::builder("release")
         .release_kernel()
         .wire(&wire, &format!("{ADDRESS}/24"))
-        .program("godwit")
-        .program("godwit-agent")
-        .program("godwit-coordinator")
         .start()
         .expect("starts");
     let release = vm.exec(&["uname", "-r"]).expect("runs").trim().to_owned();

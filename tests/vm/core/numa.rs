@@ -35,14 +35,11 @@ fn free_pages(vm: &Vm) -> Vec<u64> {
 #[test]
 fn a_guest_with_two_cells_has_its_pages_and_cpus_where_they_were_reserved() {
     let wire = Wire::new().expect("a wire");
-    let vm = Vm::builder("numa")
+    let vm = fleet::builder("numa")
         .cell(Cell { cpus: 0..=1, memory_mib: 1024 })
         .cell(Cell { cpus: 2..=3, memory_mib: 1024 })
         .distance(0, 1, 31)
         .wire(&wire, &format!("{ADDRESS}/24"))
-        .program("godwit")
-        .program("godwit-agent")
-        .program("godwit-coordinator")
         .start()
         .expect("starts");
     vm.shell(HUGE_PAGES).expect("there are two cells");
