@@ -56,7 +56,7 @@ fn a_worker_that_no_signal_reaches_is_left_behind_and_reaped_when_its_disk_is_ba
 
     let copy = |name: &'static str| {
         let line =
-            format!("exec godwit-agent copy -q --bandwidth 4M --method {name} /tmp/image /srv/godwit/{name}");
+            format!("exec godwit-agent copy -q --bandwidth 1M --method {name} /tmp/image /srv/godwit/{name}");
         (name, ok(vm.spawn(&["sh", "-c", &line])))
     };
     let begun = |folder: &str, name: &str| ok(vm.exec(&["bash", "-euc", BEGUN, "begun", folder, name]));
@@ -67,8 +67,9 @@ fn a_worker_that_no_signal_reaches_is_left_behind_and_reaped_when_its_disk_is_ba
     let (threads, by_threads) = copy("threads");
     begun("/srv/godwit", threads);
     ok(godwit(&vm, "server create one --flavor small --image big --no-network"));
-    begun("/srv/godwit/instances", "disk");
-    ok(vm.shell("dmsetup suspend --nolockfs --noflush held"));
+    // At once, while it is at it.
+    let hold = format!("{BEGUN}; dmsetup suspend --nolockfs --noflush held");
+    ok(vm.exec(&["bash", "-euc", &hold, "hold", "/srv/godwit/instances", "disk"]));
     ok(vm.until("the copy's stall", PATIENCE, |vm| Ok(value(vm, "godwit_copies_stalled")? == Some(1.0))));
     eprintln!("while the disk is held: {}", meanwhile::all_answer(&vm));
 
