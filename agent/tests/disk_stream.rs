@@ -6,6 +6,7 @@ use godwit_protocol::error::ErrorKind;
 use godwit_protocol::id::HostId;
 use godwit_protocol::quic::host_name;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::ServerConnection;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +14,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_godwit-agent");
@@ -268,6 +269,23 @@ fn a_flipped_bit_in_the_source_is_an_error_and_no_disk() {
     assert!(text(&sent.stderr).contains("does not have the digest"), "{}", text(&sent.stderr));
     assert!(!well && errors.contains("the peer failed"), "{errors}");
     assert!(!second.destination.exists());
+}
+
+#[test]
+fn an_agent_of_another_version_is_said_to_be_one() {
+    let fixture = Fixture::new();
+    let identity = godwit_agent::identity::read(&fixture.folder.path().join("here")).unwrap();
+    let config = Arc::new(identity.tls_server(b"godwit-disk/0").unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let other = std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        ServerConnection::new(config).unwrap().complete_io(&mut socket).unwrap_err()
+    });
+    let sent = fixture.sender(&address, &[]).output().unwrap();
+    assert_eq!(sent.status.code(), Some(1));
+    assert!(text(&sent.stderr).contains("is of another version"), "{}", text(&sent.stderr));
+    other.join().unwrap();
 }
 
 #[test]

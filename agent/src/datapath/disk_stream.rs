@@ -82,6 +82,11 @@ pub enum DiskStreamError {
         #[source]
         source: io::Error,
     },
+    /// A peer that speaks TLS and not this protocol.
+    #[error(
+        "the agent at {0} is of another version, whose disk streams differ: update the older one of the two"
+    )]
+    Version(SocketAddr),
     /// A name that no certificate can have.
     #[error("'{0}' is no name of a host's certificate")]
     Name(String),

@@ -14,7 +14,7 @@ use crate::datapath::kernel::cached_bytes;
 use crate::datapath::pace::Limit;
 use crate::datapath::zeros::data_runs;
 use godwit_protocol::quic::Identity;
-use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 use serde::Serialize;
 use std::fs::File;
@@ -149,7 +149,12 @@ impl<'a> Connector<'a> {
         let failed = |action| move |source| DiskStreamError::Socket { action, address, source };
         let socket = TcpStream::connect_timeout(&address, OPEN_WITHIN).map_err(failed("connect to"))?;
         super::prepare(&socket, OPEN_WITHIN).map_err(failed("set up the connection to"))?;
-        let tls = |source| DiskStreamError::Tls { peer: address, source };
+        let tls = |source: std::io::Error| match source.get_ref().and_then(|error| error.downcast_ref()) {
+            Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+                DiskStreamError::Version(address)
+            }
+            _ => DiskStreamError::Tls { peer: address, source },
+        };
         let session = ClientConnection::new(self.config.clone(), self.name.clone());
         let mut stream =
             StreamOwned::new(session.map_err(|error| tls(std::io::Error::other(error)))?, socket);

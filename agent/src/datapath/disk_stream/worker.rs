@@ -79,9 +79,13 @@ impl From<DiskStreamError> for RequestError {
         let text = chain(&error);
         let kind = match error {
             E::File(error) => return error.into(),
-            E::Tls { .. } | E::Socket { .. } | E::Broken(_) | E::Refused(_) | E::Peer(_) | E::Nobody(_) => {
-                ErrorKind::Unavailable
-            }
+            E::Tls { .. }
+            | E::Version(_)
+            | E::Socket { .. }
+            | E::Broken(_)
+            | E::Refused(_)
+            | E::Peer(_)
+            | E::Nobody(_) => ErrorKind::Unavailable,
             E::Identity(_) | E::Name(_) | E::Frame(_) | E::Nonsense(_) | E::Digest { .. } => {
                 ErrorKind::Internal
             }
