@@ -119,7 +119,15 @@ pub enum DiskStreamError {
     /// Nobody came.
     #[error("no sender with the right token came within {} s", .0.as_secs())]
     Nobody(Duration),
-    /// A chunk is not what its digest says.
+    /// A chunk did not come as it was read.
+    #[error("the chunk at byte {offset} of {path:?} is not what its sender read")]
+    Spoiled {
+        /// Which disk.
+        path: PathBuf,
+        /// Where the chunk begins.
+        offset: u64,
+    },
+    /// A chunk of the source is not what its list of digests says.
     #[error("the chunk at byte {offset} of {path:?} does not have the digest that it should have")]
     Digest {
         /// Which disk.

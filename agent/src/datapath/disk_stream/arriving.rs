@@ -330,7 +330,7 @@ impl<'a> Arriving<'a> {
         runs: &[(usize, usize)],
     ) -> Result<(), DiskStreamError> {
         if self.sum.of(&bytes[..length]) != wanted {
-            return Err(DiskStreamError::Digest { path: self.order.destination.clone(), offset });
+            return Err(DiskStreamError::Spoiled { path: self.order.destination.clone(), offset });
         }
         let turn = self.turn.as_ref().map(lock);
         for &(at, run) in runs {
@@ -448,7 +448,7 @@ mod tests {
             let wrong = arriving.sum.of(&[7; 9]);
             let kept = arriving.keep(CHUNK_BYTES as u64, &bytes, CHUNK_BYTES, wrong, &runs);
             assert!(
-                matches!(kept, Err(DiskStreamError::Digest { offset, .. }) if offset == CHUNK_BYTES as u64)
+                matches!(kept, Err(DiskStreamError::Spoiled { offset, .. }) if offset == CHUNK_BYTES as u64)
             );
             assert_eq!(std::fs::read(&arriving.growing.path).unwrap(), vec![0; 2 * CHUNK_BYTES]);
             assert_eq!(arriving.journal.look(CHUNK_BYTES as u64).unwrap(), (Done::No, None));

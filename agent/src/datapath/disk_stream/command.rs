@@ -116,7 +116,8 @@ pub fn run(command: &StreamCommand) -> ExitCode {
         Ok(report) => println!("{}", sentence(&report)),
         Err(error) => {
             eprintln!("godwit-agent: {}", chain(error.as_ref()));
-            let damaged = matches!(error.downcast_ref(), Some(DiskStreamError::Digest { .. }));
+            use DiskStreamError::{Digest, Spoiled};
+            let damaged = matches!(error.downcast_ref(), Some(Digest { .. } | Spoiled { .. }));
             return ExitCode::from(if damaged { 3 } else { 1 });
         }
     }

@@ -85,10 +85,10 @@ impl From<DiskStreamError> for RequestError {
             | E::Broken(_)
             | E::Refused(_)
             | E::Peer(_)
-            | E::Nobody(_) => ErrorKind::Unavailable,
-            E::Identity(_) | E::Name(_) | E::Frame(_) | E::Nonsense(_) | E::Digest { .. } => {
-                ErrorKind::Internal
-            }
+            | E::Nobody(_)
+            | E::Spoiled { .. } => ErrorKind::Unavailable,
+            E::Digest { .. } => ErrorKind::Damaged,
+            E::Identity(_) | E::Name(_) | E::Frame(_) | E::Nonsense(_) => ErrorKind::Internal,
         };
         RequestError::new(kind, text)
     }
