@@ -1,7 +1,7 @@
 //! A disk that holds every request: who waits for it waits in the kernel, where no signal reaches. A file server's clients
 //! can be killed while it stands still; these cannot.
 
-use crate::fleet::{self, godwit, value};
+use crate::fleet::{self, events, godwit, value};
 use crate::meanwhile;
 use crate::nfs::{PATIENCE, big_file, ok};
 use godwit_tests::vm::{Vm, Wire};
@@ -71,6 +71,8 @@ fn a_worker_that_no_signal_reaches_is_left_behind_and_reaped_when_its_disk_is_ba
     let hold = format!("{BEGUN}; dmsetup suspend --nolockfs --noflush held");
     ok(vm.exec(&["bash", "-euc", &hold, "hold", "/srv/godwit/instances", "disk"]));
     ok(vm.until("the copy's stall", PATIENCE, |vm| Ok(value(vm, "godwit_copies_stalled")? == Some(1.0))));
+    ok(vm.until("the pool's stall", PATIENCE, |vm| Ok(events(vm, "pool_stalled")? == 1)));
+    assert_eq!(ok(value(&vm, "godwit_pool_stalled")), Some(1.0));
     eprintln!("while the disk is held: {}", meanwhile::all_answer(&vm));
 
     // The workers are killed, and do not go; the operation does not wait for its own.
@@ -99,6 +101,8 @@ fn a_worker_that_no_signal_reaches_is_left_behind_and_reaped_when_its_disk_is_ba
     ]));
     assert_eq!(busy.code, Some(5), "{busy:?}");
     eprintln!("and with those that were killed: {}", meanwhile::all_answer(&vm));
+    // Nobody says that it is over while the worker hangs.
+    assert_eq!((ok(events(&vm, "pool_back")), ok(value(&vm, "godwit_pool_stalled"))), (0, Some(1.0)));
 
     ok(vm.shell("dmsetup resume held"));
     let gone = |vm: &Vm| Ok(godwit(vm, "server list")?.as_array().is_some_and(Vec::is_empty));
@@ -108,6 +112,7 @@ fn a_worker_that_no_signal_reaches_is_left_behind_and_reaped_when_its_disk_is_ba
     }
     assert_eq!(ok(by_ring.wait(PATIENCE)).signal, Some(9));
     ok(vm.until("the end of the stall", PATIENCE, |vm| Ok(value(vm, "godwit_copies_stalled")? == Some(0.0))));
+    ok(vm.until("the event of its end", PATIENCE, |vm| Ok(events(vm, "pool_back")? == 1)));
     assert_eq!(
         ok(vm.shell(
             "ls -A /srv/godwit/instances; cd /srv/godwit; ls -d io_uring threads 2> /dev/null || true"

@@ -153,7 +153,7 @@ impl Proof {
                 Next::End => break None,
             }
         };
-        let status = reap(child, None);
+        let status = reap(child, None, None);
         outcome.unwrap_or_else(|| Err(internal(format!("it died ({status})"))))
     }
 

@@ -36,6 +36,11 @@ impl Stalls {
         Ok(stalls)
     }
 
+    /// Whether a copy is stalled now.
+    pub(super) fn any(&self) -> bool {
+        self.now.get() > 0
+    }
+
     /// Watches one copy.
     pub(super) fn watch(&self, destination: &Path, now: Instant) -> Watch {
         Watch { stalls: self.clone(), destination: destination.to_owned(), heard: now, stalled: false }

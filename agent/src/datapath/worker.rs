@@ -5,7 +5,7 @@
 
 use super::command::CopyArgs;
 use super::copy::{self, CopyReport, journal, partial};
-use super::stalls::Stalls;
+use super::stalls::{Stalls, Watch};
 use crate::hypervisor::Cancel;
 use godwit_protocol::error::{ErrorKind, RequestError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -163,6 +163,11 @@ impl Worker {
         Self { stalls, ..self }
     }
 
+    /// Whether a copy gets no further.
+    pub(crate) fn has_stalled_copy(&self) -> bool {
+        self.stalls.any()
+    }
+
     /// Remembers in `file` what probes of mounts found.
     pub fn with_known(self, file: PathBuf) -> Self {
         Self { known: Some(file), ..self }
@@ -195,14 +200,15 @@ impl Worker {
         let Some(pipe) = child.stdout.take() else {
             return Err(internal(io::ErrorKind::BrokenPipe.into()));
         };
-        let outcome = self.listen(pipe, order, progress, cancel);
+        let mut watch = self.stalls.watch(&order.destination, Instant::now());
+        let outcome = self.listen(pipe, &mut watch, progress, cancel);
         let cancelled = outcome.is_none() && cancel.is_cancelled();
         if cancelled {
             // It fails only when the worker is gone already.
             let _ = child.kill();
         }
         let discard = cancelled.then(|| self.discard(order));
-        let status = reap(child, discard);
+        let status = reap(child, discard, Some(watch));
         outcome.unwrap_or_else(|| {
             Err(match cancel.is_cancelled() {
                 true => RequestError::new(ErrorKind::Cancelled, "the copy was cancelled"),
@@ -257,11 +263,10 @@ impl Worker {
     fn listen(
         &self,
         pipe: ChildStdout,
-        order: &CopyOrder,
+        watch: &mut Watch,
         progress: &mut dyn FnMut(u64, u64),
         cancel: &Cancel,
     ) -> Option<Result<CopyReport, RequestError>> {
-        let mut watch = self.stalls.watch(&order.destination, Instant::now());
         let mut lines = Lines { pipe, pending: Vec::new() };
         loop {
             if cancel.is_cancelled() {
@@ -327,8 +332,9 @@ impl Lines {
 }
 
 /// Waits for a worker's end and says how it was. One that hangs in the kernel is waited for by a thread, which then runs
-/// `discard`. That thread itself never enters a mount: the agent could not end while it is there.
-pub(super) fn reap(mut child: Child, discard: Option<Command>) -> String {
+/// `discard`. That thread itself never enters a mount: the agent could not end while it is there. What stalled is stalled
+/// until the worker is gone.
+pub(super) fn reap(mut child: Child, discard: Option<Command>, watch: Option<Watch>) -> String {
     let deadline = Instant::now() + REAP_WITHIN;
     loop {
         match child.try_wait() {
@@ -339,6 +345,7 @@ pub(super) fn reap(mut child: Child, discard: Option<Command>) -> String {
                 // Without a thread the zombie stays until the agent ends, which is the smaller harm.
                 let _ = waiting.spawn(move || {
                     let ended = child.wait();
+                    drop(watch);
                     if let (Some(mut discard), Ok(_)) = (discard, ended)
                         && let Err(error) = discard.status()
                     {

@@ -212,7 +212,7 @@ impl Pool {
     /// had. A share that is unmounted for want of use has those too; it is not mounted for a report, which with a server
     /// that is away would take long.
     pub fn report(&self, deadline: Duration) -> PoolReport {
-        if !self.watched.is_stalled() && self.is_mounted() {
+        if !self.watched.is_silent() && self.is_mounted() {
             self.measure(deadline);
         }
         let name = self.path.file_name().map_or_else(|| "pool".into(), |name| name.to_string_lossy());

@@ -25,7 +25,7 @@ const RARELY: u64 = 64;
 /// What became of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolChange {
-    /// Its server does not answer any more.
+    /// Its server does not answer any more, or lets no copy through.
     Stalled,
     /// It stood still, and answers again, be it with an error.
     Back,
@@ -60,8 +60,17 @@ struct Seen {
     /// None before the first answer.
     sizes: Option<Sizes>,
     reachable: bool,
+    /// Since when it does not answer.
     stalled_since: Option<Instant>,
+    /// Whether copies get no further, though it may answer from memory.
+    copies_stalled: bool,
     touched: Instant,
+}
+
+impl Seen {
+    fn is_stalled(&self) -> bool {
+        self.stalled_since.is_some() || self.copies_stalled
+    }
 }
 
 impl Watched {
@@ -74,8 +83,10 @@ impl Watched {
             IntGaugeVec::new(opts("godwit_pool_inodes", "Inodes of the pool, when last seen."), &["what"])?;
         let reachable =
             IntGauge::with_opts(opts("godwit_pool_reachable", "Whether the pool answered when last asked."))?;
-        let stalled =
-            IntGauge::with_opts(opts("godwit_pool_stalled", "Whether the pool's server stands still."))?;
+        let stalled = IntGauge::with_opts(opts(
+            "godwit_pool_stalled",
+            "Whether the pool's server stands still, or lets no copy through.",
+        ))?;
         let stalls =
             IntCounter::with_opts(opts("godwit_pool_stalls_total", "Times that it began to stand still."))?;
         registry.register(Box::new(bytes.clone()))?;
@@ -83,7 +94,13 @@ impl Watched {
         registry.register(Box::new(reachable.clone()))?;
         registry.register(Box::new(stalled.clone()))?;
         registry.register(Box::new(stalls.clone()))?;
-        let seen = Seen { sizes: None, reachable: false, stalled_since: None, touched: Instant::now() };
+        let seen = Seen {
+            sizes: None,
+            reachable: false,
+            stalled_since: None,
+            copies_stalled: false,
+            touched: Instant::now(),
+        };
         Ok(Self {
             path: path.to_owned(),
             seen: Arc::new(Mutex::new(seen)),
@@ -105,7 +122,13 @@ impl Watched {
         self.seen().touched = Instant::now();
     }
 
+    /// Whether it does not answer, or lets no copy through.
     pub(super) fn is_stalled(&self) -> bool {
+        self.seen().is_stalled()
+    }
+
+    /// Whether it does not answer.
+    pub(super) fn is_silent(&self) -> bool {
         self.seen().stalled_since.is_some()
     }
 
@@ -121,16 +144,45 @@ impl Watched {
 
     /// Takes in what a look saw, and tells of a change.
     pub(super) fn saw(&self, outcome: Result<Sizes, StorageError>) {
-        let change = self.take(outcome);
+        self.tell_of(self.take(outcome));
+    }
+
+    /// Takes in whether copies get no further, and tells of a change.
+    fn saw_copies(&self, stalled: bool) {
+        self.tell_of(self.take_copies(stalled));
+    }
+
+    fn tell_of(&self, change: Option<PoolChange>) {
         if let (Some(change), Some(on_change)) = (change, self.on_change.get()) {
             on_change(change);
+        }
+    }
+
+    fn take_copies(&self, stalled: bool) -> Option<PoolChange> {
+        let mut seen = self.seen();
+        let was_stalled = seen.is_stalled();
+        seen.copies_stalled = stalled;
+        self.tell(&seen);
+        self.turn(was_stalled, &seen)
+    }
+
+    /// The begin or the end of a stall.
+    fn turn(&self, was_stalled: bool, seen: &Seen) -> Option<PoolChange> {
+        match (was_stalled, seen.is_stalled()) {
+            (false, true) => {
+                self.stalls.inc();
+                Some(PoolChange::Stalled)
+            }
+            (true, false) => Some(PoolChange::Back),
+            _ => None,
         }
     }
 
     fn take(&self, outcome: Result<Sizes, StorageError>) -> Option<PoolChange> {
         let pool = self.path.display();
         let mut seen = self.seen();
-        let (was_reachable, was_stalled) = (seen.reachable, seen.stalled_since.is_some());
+        let (was_reachable, was_silent, was_stalled) =
+            (seen.reachable, seen.stalled_since.is_some(), seen.is_stalled());
         let mut is_another = false;
         match outcome {
             Ok(sizes) => {
@@ -146,9 +198,8 @@ impl Watched {
             }
             Err(StorageError::Unreachable(_)) => {
                 seen.reachable = false;
-                if !was_stalled {
+                if !was_silent {
                     seen.stalled_since = Some(Instant::now());
-                    self.stalls.inc();
                     tracing::warn!("the pool {pool} does not answer; is its server there?");
                 }
             }
@@ -156,17 +207,14 @@ impl Watched {
                 // An answer, though no good one: a stall has an end.
                 seen.reachable = false;
                 seen.stalled_since = None;
-                if was_reachable || was_stalled {
+                if was_reachable || was_silent {
                     tracing::warn!("the pool {pool} cannot be used: {}", chain(&error));
                 }
             }
         }
         self.tell(&seen);
-        match (was_stalled, seen.stalled_since.is_some()) {
-            (false, true) => Some(PoolChange::Stalled),
-            (true, false) => Some(PoolChange::Back),
-            _ => (seen.reachable != was_reachable || is_another).then_some(PoolChange::Other),
-        }
+        let other = seen.reachable != was_reachable || is_another;
+        self.turn(was_stalled, &seen).or(other.then_some(PoolChange::Other))
     }
 
     fn tell(&self, seen: &Seen) {
@@ -181,7 +229,7 @@ impl Watched {
             gauge.with_label_values(&[what]).set(signed(number));
         }
         self.reachable.set(i64::from(seen.reachable));
-        self.stalled.set(i64::from(seen.stalled_since.is_some()));
+        self.stalled.set(i64::from(seen.is_stalled()));
     }
 }
 
@@ -234,9 +282,10 @@ impl Pool {
     }
 
     fn look(&self, stale: &mut BackOff) {
+        self.watched.saw_copies(self.worker.has_stalled_copy());
         self.measure(ANSWER_WITHIN);
         let is_stale = self.policy().share.is_some()
-            && !self.watched.is_stalled()
+            && !self.watched.is_silent()
             && !self.watched.last().1
             && self.is_mounted();
         if !is_stale {
@@ -271,14 +320,29 @@ mod tests {
         let late = || Err(StorageError::Unreachable("/p".into()));
         assert_eq!(watched.take(late()), Some(PoolChange::Stalled));
         assert_eq!(watched.take(late()), None);
-        assert!(watched.is_stalled());
+        assert!(watched.is_silent());
         assert_eq!(watched.last(), (sizes, false));
         assert_eq!((watched.stalls.get(), watched.stalled.get()), (1, 1));
         assert_eq!(watched.take(Ok(sizes)), Some(PoolChange::Back));
         assert_eq!((watched.stalls.get(), watched.stalled.get(), watched.reachable.get()), (1, 0, 1));
         assert_eq!(watched.take(Err(StorageError::NotFound("/p".into()))), Some(PoolChange::Other));
-        assert!(!watched.is_stalled());
+        assert!(!watched.is_silent());
         assert_eq!(watched.last(), (sizes, false));
+    }
+
+    #[test]
+    fn a_pool_whose_copies_get_no_further_stands_still_though_it_answers() {
+        let watched = Watched::new(Path::new("/p"), &Registry::new()).unwrap();
+        watched.take(Ok(Sizes::default()));
+        assert_eq!(watched.take_copies(true), Some(PoolChange::Stalled));
+        assert_eq!((watched.take_copies(true), watched.take(Ok(Sizes::default()))), (None, None));
+        assert_eq!((watched.stalled.get(), watched.reachable.get(), watched.is_silent()), (1, 1, false));
+        // One stall, however it is seen, from its begin to its end.
+        let late = || Err(StorageError::Unreachable("/p".into()));
+        assert_eq!(watched.take(late()), Some(PoolChange::Other));
+        assert_eq!(watched.take_copies(false), None);
+        assert_eq!(watched.take(Ok(Sizes::default())), Some(PoolChange::Back));
+        assert_eq!((watched.stalls.get(), watched.stalled.get()), (1, 0));
     }
 
     #[test]

@@ -286,14 +286,14 @@ impl Stream {
                 Next::End => break None,
             }
         };
-        let status = reap(self.child, None);
+        let status = reap(self.child, None, None);
         outcome.unwrap_or_else(|| Err(internal(&format!("it died ({status})"))))
     }
 
     fn end(mut self) {
         // It fails only when the worker is gone already.
         let _ = self.child.kill();
-        reap(self.child, None);
+        reap(self.child, None, None);
     }
 }
 
