@@ -316,6 +316,19 @@ fn scripts_are_told_what_happened_and_how_it_ended() {
 }
 
 #[test]
+fn nobody_needs_to_read_the_report() {
+    let fixture = Fixture::new();
+    for arguments in [&[][..], &["--json"], &["--json", "--no-clobber"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = fixture.command().args(arguments).stdout(writer).output().unwrap();
+        let failed = arguments.contains(&"--no-clobber");
+        assert_eq!(output.status.code(), Some(i32::from(failed)), "{output:?}");
+    }
+    assert!(fixture.is_same());
+}
+
+#[test]
 fn a_limit_holds_a_copy_back_and_it_says_that_it_lives() {
     let fixture = Fixture::new();
     let begun = Instant::now();

@@ -22,6 +22,7 @@ use godwit_coordinator::{api, metrics};
 use godwit_protocol::error::chain;
 use godwit_protocol::quic::ChannelError;
 use nix::fcntl::{Flock, FlockArg};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -138,13 +139,17 @@ fn execute(command: Command) -> Result<(), MainError> {
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
             let plan = init::Plan { dir: dir.clone(), url, listen, agents_listen, pool, force };
             let made = runtime.block_on(init::init(plan))?;
-            println!("The installation is in {}.", dir.display());
-            println!(
-                "User admin has the password {} (shown only now, and kept in clouds.yaml).",
-                made.password
+            let told = format!(
+                "The installation is in {}.\nUser admin has the password {} (shown only now, and kept in \
+                 clouds.yaml).\nServe it:  godwit-coordinator run --dir {}\nUse it:    \
+                 OS_CLIENT_CONFIG_FILE={} godwit status",
+                dir.display(),
+                made.password,
+                dir.display(),
+                made.clouds.display()
             );
-            println!("Serve it:  godwit-coordinator run --dir {}", dir.display());
-            println!("Use it:    OS_CLIENT_CONFIG_FILE={} godwit status", made.clouds.display());
+            // It is made, whoever hears of it.
+            let _ = writeln!(io::stdout(), "{told}");
             Ok(())
         }
         Command::Run { dir } => {

@@ -9,7 +9,8 @@ use super::ordered::Checksum;
 use super::worker::Reporter;
 use godwit_protocol::error::RequestError;
 use godwit_protocol::image::DiskFormat;
-use std::io::IsTerminal;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -182,18 +183,23 @@ pub fn run(args: &CopyArgs) -> ExitCode {
     let code = outcome.as_ref().map_or_else(copy::CopyError::exit_code, |_| 0);
     let outcome = outcome.map_err(RequestError::from);
     match &outcome {
-        Ok(report) if args.json => println!("{}", serde_json::json!(report)),
-        Ok(report) if !args.quiet => println!("{}", sentence(report, begun.elapsed())),
+        Ok(report) if args.json => say(&serde_json::json!(report)),
+        Ok(report) if !args.quiet => say(&sentence(report, begun.elapsed())),
         Ok(_) => {}
         Err(error) => {
             if args.json {
-                println!("{}", serde_json::json!({ "error": error }));
+                say(&serde_json::json!({ "error": error }));
             }
             eprintln!("godwit-agent: {error}");
         }
     }
     reporter.finish(outcome);
     ExitCode::from(code)
+}
+
+/// Prints a line. Who was to read it may be gone; what was done is done.
+pub(super) fn say(line: &dyn fmt::Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 /// A report for people.

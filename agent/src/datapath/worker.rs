@@ -3,7 +3,7 @@
 //! A copy runs in a process of its own so that a dead mount can hold that process and never the agent. A worker
 //! dies with the agent: an orphan would go on writing to a disk whose fate somebody else decides by then.
 
-use super::command::CopyArgs;
+use super::command::{CopyArgs, say};
 use super::copy::{self, CopyReport, journal, partial};
 use super::stalls::{Stalls, Watch};
 use crate::hypervisor::Cancel;
@@ -82,7 +82,7 @@ pub(super) fn run_copy(args: &WorkerArgs) -> ExitCode {
     let outcome = copy::copy(&order, &mut |done, total| reporter.progress(done, total));
     let outcome = outcome.map_err(RequestError::from);
     match &outcome {
-        Ok(report) if copy.json => println!("{}", serde_json::json!(report)),
+        Ok(report) if copy.json => say(&serde_json::json!(report)),
         Err(error) if copy.progress_fd.is_none() => eprintln!("{error}"),
         _ => {}
     }

@@ -33,6 +33,9 @@ pub enum HeaderError {
     /// It says it is broken.
     #[error("the image is marked corrupt: repair it with `qemu-img check -r all`")]
     Corrupt,
+    /// Its counts of references may be off.
+    #[error("the image was not closed cleanly: repair it with `qemu-img check -r all`")]
+    Dirty,
     /// It is encrypted with a key that nobody gives.
     #[error("the image is encrypted, which is not supported")]
     Encrypted,
@@ -97,7 +100,7 @@ const MAX_SNAPSHOTS: u32 = 65_536;
 /// that [`Header::parse`] took, of a file of `file_bytes`.
 ///
 /// # Errors
-/// [`HeaderError::Feature`] for what only QEMU reads, [`HeaderError::Table`] for tables that cannot be.
+/// [`HeaderError::Feature`] for what only QEMU reads, [`HeaderError::Dirty`], [`HeaderError::Table`] for tables that cannot be.
 pub fn check_tables(bytes: &[u8], file_bytes: u64) -> Result<(), HeaderError> {
     let version = u32_at(bytes, 4)?;
     let cluster_bits = u32_at(bytes, 20)?;
@@ -105,13 +108,13 @@ pub fn check_tables(bytes: &[u8], file_bytes: u64) -> Result<(), HeaderError> {
     let l1_bytes = u64::from(u32_at(bytes, 36)?) * 8;
     let l1_offset = u64_at(bytes, 40)?;
     if version == 3 {
-        // Bit 0, "dirty", says that the reference counts may be off; nobody needs them for reading.
-        match u64_at(bytes, 72)? & !1 {
+        match u64_at(bytes, 72)? {
             0 => {}
             bits if bits & 0b1000 != 0 => {
                 return Err(HeaderError::Feature("a compression other than deflate"));
             }
             bits if bits & 0b1_0000 != 0 => return Err(HeaderError::Feature("subclusters")),
+            1 => return Err(HeaderError::Dirty),
             _ => return Err(HeaderError::Feature("a feature that is not known")),
         }
     }
@@ -228,7 +231,7 @@ pub(crate) mod tests {
         assert_eq!(with(40, &u64::MAX.to_be_bytes()), Err(HeaderError::Table("first-level table")));
         assert_eq!(with(56, &u32::MAX.to_be_bytes()), Err(HeaderError::Table("table of reference counts")));
         assert_eq!(with(60, &u32::MAX.to_be_bytes()), Err(HeaderError::Table("list of snapshots")));
-        assert_eq!(with(79, &[1]), Ok(()), "dirty");
+        assert_eq!(with(79, &[1]), Err(HeaderError::Dirty));
         for bits in [8, 16, 32] {
             assert!(matches!(with(79, &[bits]), Err(HeaderError::Feature(_))), "{bits}");
         }

@@ -1,7 +1,7 @@
 //! `godwit-agent stream`: a disk from one host to another, by hand or by script, with the hosts' own certificates.
 
 use super::{CONNECTIONS, DiskStreamError, PORT, ReceiveOrder, Receiver, SendOrder, send};
-use crate::datapath::command::{Bar, parse_bytes, size};
+use crate::datapath::command::{Bar, parse_bytes, say, size};
 use crate::datapath::kernel::keep_freed_memory;
 use crate::identity;
 use godwit_protocol::error::chain;
@@ -111,9 +111,9 @@ pub fn run(command: &StreamCommand) -> ExitCode {
         StreamCommand::Send(args) => (run_send(args), &args.common),
     };
     match outcome {
-        Ok(report) if common.json => println!("{report}"),
+        Ok(report) if common.json => say(&report),
         Ok(_) if common.quiet => {}
-        Ok(report) => println!("{}", sentence(&report)),
+        Ok(report) => say(&sentence(&report)),
         Err(error) => {
             eprintln!("godwit-agent: {}", chain(error.as_ref()));
             use DiskStreamError::{Digest, Spoiled};
