@@ -111,8 +111,10 @@ fn join_fleet(url: &str, token: String, dir: &Path, force: bool) -> Result<(), B
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let host = runtime.block_on(join::join(dir, url, &token, force))?;
     // The host has joined, whoever hears of it.
-    let told = format!("Joined as host {host}. Start the agent: godwit-agent run --dir {}", dir.display());
-    let _ = writeln!(std::io::stdout(), "{told}");
+    datapath::command::say(&format_args!(
+        "Joined as host {host}. Start the agent: godwit-agent run --dir {}",
+        dir.display()
+    ));
     Ok(())
 }
 

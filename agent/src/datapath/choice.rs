@@ -128,15 +128,15 @@ pub(super) fn choose(facts: &Facts<'_>) -> Choice {
     if facts.encoded {
         return Choice::Use(few, "compressed clusters are work for CPUs, not for the disk");
     }
-    if facts.source.is_memory() && facts.target.is_memory() && !facts.summed {
+    if facts.source.is_memory() && facts.target.is_memory() {
+        if facts.summed {
+            return Choice::Use(few, "both files are in memory, where there is no queue to fill");
+        }
         let one = Loop { depth: 1, ..THREADS };
         return Choice::Use(
             one,
             "both files are in memory, where one thread is as quick and takes least CPU",
         );
-    }
-    if facts.source.is_memory() && facts.target.is_memory() {
-        return Choice::Use(few, "both files are in memory, where there is no queue to fill");
     }
     if facts.data_bytes < SMALL_BYTES {
         return Choice::Use(Loop { depth: 1, ..THREADS }, "so few bytes are not worth a ring");

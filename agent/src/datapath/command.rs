@@ -198,7 +198,7 @@ pub fn run(args: &CopyArgs) -> ExitCode {
 }
 
 /// Prints a line. Who was to read it may be gone; what was done is done.
-pub(super) fn say(line: &dyn fmt::Display) {
+pub fn say(line: &dyn fmt::Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 

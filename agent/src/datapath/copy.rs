@@ -11,6 +11,7 @@ mod verify;
 pub use error::CopyError;
 pub(super) use error::io_error;
 pub(super) use growing::Growing;
+use growing::remove;
 pub use growing::{journal, partial};
 pub use order::{CopyOrder, CopyReport, Options, Phases};
 
@@ -84,10 +85,6 @@ pub(super) fn publish(
 ) -> Result<Option<String>, CopyError> {
     let path = digests::beside(destination);
     let unfinished = &partial(&path);
-    let remove = |path: &Path| match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
-        _ => Ok(()),
-    };
     // Also what a killed copy left that made a list.
     remove(unfinished)?;
     let mut root = None;

@@ -3,8 +3,8 @@
 //! that broke or as an older copy of the disk, is not sent again.
 //!
 //! The sender opens each connection with one frame and a secret that the receiver was told. On the first, the receiver
-//! answers with the sums of what it has, and which sums they are. Then chunks come on all connections in any order, and at last, on the first,
-//! the digest of all digests, which both must agree on before the disk gets its name.
+//! answers with the sums of what it has, and which sums they are. Then chunks come on all connections in any order, and at
+//! last, on the first, the digest of all sums, which both must agree on before the disk gets its name.
 
 mod arriving;
 pub mod command;
@@ -52,8 +52,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the beginning of a connection may take.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
-/// Chunks that wait between the two threads of a connection. Few, so that their memory is still in the
-/// CPU's cache when it is used again.
+/// Chunks that wait between the two threads of a connection. Few, so that their memory is still in the CPU's cache when it
+/// is used again.
 const WAITING_CHUNKS: usize = 1;
 
 /// Whether an end has two threads for its connection, one for the disk and one for the network: where a disk is waited for

@@ -160,6 +160,9 @@ impl Watched {
 
     fn take_copies(&self, stalled: bool) -> Option<PoolChange> {
         let mut seen = self.seen();
+        if seen.copies_stalled == stalled {
+            return None;
+        }
         let was_stalled = seen.is_stalled();
         seen.copies_stalled = stalled;
         self.tell(&seen);

@@ -1,5 +1,5 @@
-//! Images whose bytes on a pool are not those that were uploaded, as downloads and hosts have found them: told to operators, and
-//! kept until the image is deleted, or comes down whole again.
+//! Images whose bytes on a pool are not those that were uploaded, as downloads and hosts have found them: told to
+//! operators, and kept until the image is deleted, or comes down whole again.
 
 use super::download::Broken;
 use crate::app::App;

@@ -119,11 +119,9 @@ impl Way<'_> {
         if let Err(StepError::Host { host, error }) = &outcome
             && error.kind == ErrorKind::Damaged
         {
-            let app = &self.context.app;
-            let name = app.ledger.read(|fleet| fleet.hosts.get(&source).map(|host| host.name.clone()));
-            let from = name.unwrap_or_else(|| source.to_string());
+            let from = self.context.host_name(source);
             let how = format!("host {host}, of what came from host {from}: {error}");
-            damages::note_on_host(app, self.copy.image, source, &how).await;
+            damages::note_on_host(&self.context.app, self.copy.image, source, &how).await;
         }
         outcome
     }

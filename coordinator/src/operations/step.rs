@@ -234,7 +234,12 @@ impl Context {
 
     /// A host's error with its name.
     pub fn host_error(&self, host: HostId, error: RequestError) -> StepError {
+        StepError::Host { host: self.host_name(host), error }
+    }
+
+    /// A host as people know it; its id when it is gone.
+    pub fn host_name(&self, host: HostId) -> String {
         let name = self.app.ledger.read(|fleet| fleet.hosts.get(&host).map(|h| h.name.clone()));
-        StepError::Host { host: name.unwrap_or_else(|| host.to_string()), error }
+        name.unwrap_or_else(|| host.to_string())
     }
 }

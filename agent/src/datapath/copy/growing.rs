@@ -51,7 +51,8 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn remove(path: &Path) -> Result<(), CopyError> {
+/// Removes a file that may be gone already.
+pub(super) fn remove(path: &Path) -> Result<(), CopyError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
         _ => Ok(()),
@@ -73,12 +74,11 @@ impl Growing {
         // `a/..` and `a/` name no file; the latter would lose its slash.
         let named = destination.file_name().is_some_and(|name| name != OsStr::new("."))
             && !destination.as_os_str().as_encoded_bytes().ends_with(b"/");
-        let path = partial(destination);
-        check_destination(destination, source, overwrite)
-            .inspect_err(|_| remove_stale(&path, destination))?;
+        check_destination(destination, source, overwrite).inspect_err(|_| remove_stale(destination))?;
         if !named {
             return Err(CopyError::NoName(destination.to_owned()));
         }
+        let path = partial(destination);
         for _ in 0..MAX_ATTEMPTS {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false).mode(mode);
@@ -168,8 +168,9 @@ impl Growing {
 
 /// Removes what a copy left that was killed when it had its name already, its journal and a list that had not, so that
 /// it is gone also when the next one is refused. A copy under way has its growing file beside them.
-fn remove_stale(path: &Path, destination: &Path) {
-    let gone = fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+fn remove_stale(destination: &Path) {
+    let gone = fs::symlink_metadata(partial(destination))
+        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     if gone {
         // The refusal is the one to tell.
         let _ = remove(&journal(destination));

@@ -28,7 +28,8 @@ pub(super) struct Arriving<'a> {
     size_bytes: u64,
     growing: Growing,
     journal: Journal,
-    sum: Sum,
+    /// What chunks are known by, and holes.
+    zeros: ZeroDigests,
     older: Option<Older>,
     direct: bool,
     /// Writes through the page cache take turns: in the kernel they exclude each other, and who waits there spins.
@@ -83,7 +84,7 @@ impl<'a> Arriving<'a> {
         let direct = size_bytes >= 16 << 20 && !in_memory && goes_direct(&growing.file);
         Ok(Self {
             older,
-            sum,
+            zeros: ZeroDigests::by(sum, CHUNK_BYTES),
             order,
             size_bytes,
             growing,
@@ -114,7 +115,7 @@ impl<'a> Arriving<'a> {
                 received_bytes: self.received_bytes.into_inner(),
                 resumed_bytes: self.resumed_bytes.into_inner(),
                 same_bytes: self.same_bytes.into_inner(),
-                sum: self.sum,
+                sum: self.zeros.sum,
                 root,
             },
             Err(error) => {
@@ -128,8 +129,7 @@ impl<'a> Arriving<'a> {
     }
 
     fn take_all(&self, first: &mut Tls, queue: &Queue<Opened>) -> Result<(), DiskStreamError> {
-        let zeros = ZeroDigests::by(self.sum, CHUNK_BYTES);
-        self.tell_what_is_here(first, &zeros)?;
+        self.tell_what_is_here(first)?;
         let failure = Mutex::new(None);
         let sockets = Mutex::new(vec![first.sock.stream().try_clone().map_err(DiskStreamError::Broken)?]);
         let note = |outcome: Result<(), DiskStreamError>| {
@@ -165,7 +165,7 @@ impl<'a> Arriving<'a> {
     }
 
     /// Answers with what is here of each chunk.
-    fn tell_what_is_here(&self, first: &mut Tls, zeros: &ZeroDigests) -> Result<(), DiskStreamError> {
+    fn tell_what_is_here(&self, first: &mut Tls) -> Result<(), DiskStreamError> {
         let has = self.journal.resumed || self.older.is_some();
         write_frame(first, &self.ready(has))?;
         if !has {
@@ -180,7 +180,7 @@ impl<'a> Arriving<'a> {
             let done = self.done(offset, length, &mut buffer)?;
             let older = match &self.older {
                 Some(older) if done == Has::Nothing => {
-                    older.has(list.as_ref(), offset, length, &mut buffer, zeros)
+                    older.has(list.as_ref(), offset, length, &mut buffer, &self.zeros)
                 }
                 _ => done,
             };
@@ -190,7 +190,7 @@ impl<'a> Arriving<'a> {
     }
 
     fn ready(&self, has: bool) -> Answer {
-        Answer::Ready(Ready { has, sum: self.sum })
+        Answer::Ready(Ready { has, sum: self.zeros.sum })
     }
 
     fn length_at(&self, offset: u64) -> usize {
@@ -209,7 +209,7 @@ impl<'a> Arriving<'a> {
         // After another boot only the bytes themselves tell.
         let here = self.journal.same_boot
             || (read(&self.growing.file, buffer, offset, length).is_ok()
-                && self.sum.of(&buffer[..length]) == noted);
+                && self.zeros.sum.of(&buffer[..length]) == noted);
         if !here {
             return Ok(Has::Nothing);
         }
@@ -329,7 +329,7 @@ impl<'a> Arriving<'a> {
         wanted: [u8; 32],
         runs: &[(usize, usize)],
     ) -> Result<(), DiskStreamError> {
-        if self.sum.of(&bytes[..length]) != wanted {
+        if self.zeros.sum.of(&bytes[..length]) != wanted {
             return Err(DiskStreamError::Spoiled { path: self.order.destination.clone(), offset });
         }
         let turn = self.turn.as_ref().map(lock);
@@ -355,12 +355,11 @@ impl<'a> Arriving<'a> {
             Finish::Whole(root) => root,
             Finish::Failed(why) => return Err(DiskStreamError::Peer(why)),
         };
-        let zeros = ZeroDigests::by(self.sum, CHUNK_BYTES);
         let mut hasher = blake3::Hasher::new();
         for offset in (0..self.size_bytes).step_by(CHUNK_BYTES) {
             let told = io_error("read the journal of", &self.order.destination);
             let (_, noted) = self.journal.look(offset).map_err(told)?;
-            hasher.update(&noted.unwrap_or_else(|| zeros.of(self.length_at(offset))));
+            hasher.update(&noted.unwrap_or_else(|| self.zeros.of(self.length_at(offset))));
         }
         let ours = hasher.finalize().to_hex().to_string();
         if ours != theirs {
@@ -445,14 +444,14 @@ mod tests {
             let arriving = Arriving::begin(&order, &open, &|_, _| {}).unwrap();
             let bytes = vec![7; CHUNK_BYTES];
             let runs = [(0, CHUNK_BYTES)];
-            let wrong = arriving.sum.of(&[7; 9]);
+            let wrong = arriving.zeros.sum.of(&[7; 9]);
             let kept = arriving.keep(CHUNK_BYTES as u64, &bytes, CHUNK_BYTES, wrong, &runs);
             assert!(
                 matches!(kept, Err(DiskStreamError::Spoiled { offset, .. }) if offset == CHUNK_BYTES as u64)
             );
             assert_eq!(std::fs::read(&arriving.growing.path).unwrap(), vec![0; 2 * CHUNK_BYTES]);
             assert_eq!(arriving.journal.look(CHUNK_BYTES as u64).unwrap(), (Done::No, None));
-            arriving.keep(0, &bytes, CHUNK_BYTES, arriving.sum.of(&bytes), &runs).unwrap();
+            arriving.keep(0, &bytes, CHUNK_BYTES, arriving.zeros.sum.of(&bytes), &runs).unwrap();
             assert_eq!(std::fs::read(&arriving.growing.path).unwrap()[..CHUNK_BYTES], bytes);
         }
     }

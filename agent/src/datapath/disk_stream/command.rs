@@ -116,8 +116,10 @@ pub fn run(command: &StreamCommand) -> ExitCode {
         Ok(report) => say(&sentence(&report)),
         Err(error) => {
             eprintln!("godwit-agent: {}", chain(error.as_ref()));
-            use DiskStreamError::{Digest, Spoiled};
-            let damaged = matches!(error.downcast_ref(), Some(Digest { .. } | Spoiled { .. }));
+            let damaged = matches!(
+                error.downcast_ref(),
+                Some(DiskStreamError::Digest { .. } | DiskStreamError::Spoiled { .. })
+            );
             return ExitCode::from(if damaged { 3 } else { 1 });
         }
     }
